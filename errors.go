@@ -1,0 +1,62 @@
+package scheduler
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Errors that a caller can act on. Every function wraps them with what it was
+// doing and the value that was wrong; test for them with errors.Is.
+var (
+	// ErrJobNotFound says that there is no job with this id (any more).
+	ErrJobNotFound = errors.New("job not found")
+	// ErrInvalidInput says that something handed in can't be used. Nothing was
+	// stored. The error is an *InputError, which names the field.
+	ErrInvalidInput = errors.New("invalid input")
+	// ErrUnknownJobName says that Config.JobNames has no handler of this name.
+	// It is an ErrInvalidInput too.
+	ErrUnknownJobName = errors.New("unknown job name")
+	// ErrUnknownQueue says that nobody declared this queue. It is an
+	// ErrInvalidInput too.
+	ErrUnknownQueue = errors.New("unknown queue")
+	// ErrShuttingDown says that Shutdown has begun: nothing new is started. It
+	// is also the cause (context.Cause) with which a handler's context ends
+	// when Shutdown does not wait any longer.
+	ErrShuttingDown = errors.New("scheduler is shutting down")
+	// ErrLeaseLost is the cause with which a handler's context ends when the
+	// process could not renew its lease in time. The job is or will be run
+	// again elsewhere, and what this attempt returns is dropped.
+	ErrLeaseLost = errors.New("lease lost")
+	// ErrJobTimeout is the cause with which a handler's context ends when the
+	// job's timeout has passed.
+	ErrJobTimeout = errors.New("job timeout")
+	// ErrNewerSchema says that the schema was migrated by a newer version of
+	// this library.
+	ErrNewerSchema = errors.New("database schema is newer than this library")
+)
+
+// InputError tells which part of the input was refused, and why.
+// errors.Is(err, ErrInvalidInput) holds for it, and errors.Is also finds
+// ErrUnknownJobName or ErrUnknownQueue where they are the reason.
+type InputError struct {
+	Field string // as in JSON: "name", "queue", "run_at"; "jobs[3].queue" in a batch
+	Err   error  // names the value and what was expected
+}
+
+func (e *InputError) Error() string { return e.Field + ": " + e.Err.Error() }
+
+// Unwrap makes both the kind of the error and its reason visible to errors.Is.
+func (e *InputError) Unwrap() []error { return []error{ErrInvalidInput, e.Err} }
+
+func badInput(field, format string, args ...any) *InputError {
+	return &InputError{Field: field, Err: fmt.Errorf(format, args...)}
+}
+
+// shown quotes a value from outside for an error message, cut to a readable length.
+func shown(value string) string {
+	const most = 64
+	if len(value) > most {
+		return fmt.Sprintf("%q… (%d bytes)", value[:most], len(value))
+	}
+	return fmt.Sprintf("%q", value)
+}

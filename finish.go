@@ -1,0 +1,171 @@
+package scheduler
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// outcome is the verdict over one attempt, on its way into the database.
+type outcome struct {
+	job      *Job
+	status   JobStatus
+	result   *string        // JSON, of a success
+	failure  *string        // the error of a failed attempt
+	delay    *time.Duration // until it is due again; nil: run_at stays
+	refund   int32          // 1 if the attempt does not count
+	handed   bool           // back, because of a shutdown: no verdict at all
+	dropped  bool           // not recorded: the lease was lost, the job is another's now
+	recorded func(*outcome)
+}
+
+// finishSQL records outcomes. Every write is fenced on the claim that the
+// attempt began with: a job that was rescued, or claimed again, is left alone.
+const finishSQL = `
+UPDATE {{schema}}.jobs j
+SET status = f.status, lease_id = NULL, result = f.result::jsonb,
+    attempt = j.attempt - f.refund,
+    run_at = CASE WHEN f.delay_us IS NULL THEN j.run_at ELSE now() + f.delay_us * interval '1 microsecond' END,
+    finished_at = CASE WHEN f.status IN ('succeeded', 'dead') THEN now() END,
+    errors = CASE WHEN f.failure IS NULL THEN j.errors ELSE {{schema}}.with_error(j.errors, j.attempt, f.failure) END
+FROM unnest($1::text[]::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::int[])
+    AS f (id, claims, status, result, failure, delay_us, refund)
+WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running'
+RETURNING j.id::text`
+
+// mostFinished bounds how many outcomes are recorded in one statement.
+const mostFinished = 1000
+
+// finisher records outcomes, as many at once as have come together while the
+// ones before were being written. So a single one is written at once, and many
+// share a commit.
+type finisher struct {
+	mu      sync.Mutex
+	waiting []*outcome
+	writing bool
+}
+
+func (f *finisher) add(s *Scheduler, o *outcome) {
+	f.mu.Lock()
+	f.waiting = append(f.waiting, o)
+	start := !f.writing
+	f.writing = true
+	f.mu.Unlock()
+	if start {
+		// Its outcomes keep Shutdown waiting, and so does it.
+		go f.write(s)
+	}
+}
+
+func (f *finisher) write(s *Scheduler) {
+	for {
+		f.mu.Lock()
+		n := min(len(f.waiting), mostFinished)
+		if n == 0 {
+			f.writing = false
+			f.mu.Unlock()
+			return
+		}
+		batch := slices.Clone(f.waiting[:n])
+		f.waiting = slices.Delete(f.waiting, 0, n)
+		f.mu.Unlock()
+
+		s.finish(batch)
+		for _, o := range batch {
+			s.lease.forget(o.job)
+			o.recorded(o)
+		}
+	}
+}
+
+// finish records a batch, trying again for as long as it takes: what was done
+// must not be forgotten because the database was away for a while. If the
+// process ends before that, the jobs' leases run out.
+func (s *Scheduler) finish(batch []*outcome) {
+	// In order of id, as rescue locks them too, so that they can't deadlock.
+	slices.SortFunc(batch, func(a, b *outcome) int { return cmp.Compare(a.job.ID, b.job.ID) })
+	wait := 50 * time.Millisecond
+	for {
+		err := s.tryFinish(batch)
+		if err == nil {
+			return
+		}
+		if isRefused(err) {
+			s.finishRefused(batch, err)
+			return
+		}
+		s.config.Logger.Warn("scheduler: can't record finished jobs yet", "jobs", len(batch), "error", err)
+		select {
+		case <-time.After(wait):
+		case <-s.gone.Done():
+			for _, o := range batch {
+				o.dropped = true
+			}
+			return
+		}
+		wait = min(2*wait, 2*time.Second)
+	}
+}
+
+// isRefused: the statement can never succeed with these values.
+func isRefused(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (isBadData(pg.Code) || pg.Code[:2] == "23")
+}
+
+// finishRefused finds the outcome that Postgres refuses, and records that
+// instead, as a failed attempt.
+func (s *Scheduler) finishRefused(batch []*outcome, err error) {
+	if len(batch) > 1 {
+		for _, o := range batch {
+			s.finish([]*outcome{o})
+		}
+		return
+	}
+	o := batch[0]
+	if o.result == nil {
+		s.config.Logger.Error("scheduler: can't record a finished job, its lease will run out", "job", o.job.ID, "error", err)
+		o.dropped = true
+		return
+	}
+	o.result = nil
+	o.judge(s, s.queues[o.job.Queue], nil, fmt.Errorf("the handler's result was refused by Postgres: %w", err), false)
+	s.finish(batch)
+}
+
+func (s *Scheduler) tryFinish(batch []*outcome) error {
+	n := len(batch)
+	ids, statuses := make([]string, n), make([]string, n)
+	claims, refunds := make([]int32, n), make([]int32, n)
+	results, failures, delays := make([]*string, n), make([]*string, n), make([]*int64, n)
+	for i, o := range batch {
+		ids[i], claims[i], statuses[i], refunds[i] = o.job.ID, o.job.claims, string(o.status), o.refund
+		results[i], failures[i] = o.result, o.failure
+		if o.delay != nil {
+			microseconds := o.delay.Microseconds()
+			delays[i] = &microseconds
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	rows, err := s.pool.Query(ctx, s.sql(finishSQL), ids, claims, statuses, results, failures, delays, refunds)
+	if err != nil {
+		return err
+	}
+	done := make(map[string]bool, n)
+	var id string
+	if _, err = pgx.ForEachRow(rows, []any{&id}, func() error { done[id] = true; return nil }); err != nil {
+		return err
+	}
+	for _, o := range batch {
+		o.dropped = !done[o.job.ID]
+	}
+	return nil
+}

@@ -1,0 +1,197 @@
+package scheduler
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Handler returns the HTTP interface, to be mounted under Config.BasePath in
+// the router that the service has; don't strip that prefix. Bodies and answers
+// are JSON, errors are application/problem+json (RFC 9457).
+//
+//	POST /api/jobs/run?queue=&status=&limit=&wait=   one run, see Run
+//	POST /api/jobs                                   creates a job, see CreateJob
+//	GET  /api/jobs/{id}                              one job, see GetJob
+//
+// Every call needs "Authorization: Bearer <token>" with one of Config.Tokens;
+// Config.Authorize may decide in place of it for creating and reading.
+//
+// A run outlives its request: it answers 200 with the RunReport when it is
+// over, or 202 with the report so far after Config.RunWait (or ?wait=, such as
+// 2s or 500ms, at most 5m), and goes on.
+func (s *Scheduler) Handler() http.Handler {
+	base := strings.TrimSuffix(s.config.BasePath, "/")
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+base+"/run", s.serveRun)
+	mux.HandleFunc("GET "+base+"/{id}", s.serveGet)
+	mux.HandleFunc(base+"/{id}", func(w http.ResponseWriter, r *http.Request) {
+		refuseMethod(w, r, map[bool]string{true: "POST", false: "GET, HEAD"}[r.PathValue("id") == "run"])
+	})
+	root := base
+	if root == "" {
+		root = "/{$}"
+	}
+	mux.HandleFunc("POST "+root, s.serveCreate)
+	mux.HandleFunc(root, func(w http.ResponseWriter, r *http.Request) { refuseMethod(w, r, "POST") })
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { notFound(w, r) })
+
+	tokens := make([][sha256.Size]byte, len(s.config.Tokens))
+	for i, token := range s.config.Tokens {
+		tokens[i] = sha256.Sum256([]byte(token))
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		isRun := r.URL.Path == base+"/run"
+		if !hasToken(r, tokens) && (isRun || s.config.Authorize == nil || !s.config.Authorize(r)) {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			writeProblem(w, problem{Status: http.StatusUnauthorized, Detail: "expected a valid token in the header Authorization: Bearer <token>"})
+			return
+		}
+		// Written in another way, a path is another path: the mux would redirect.
+		if r.URL.RawPath != "" || path.Clean(r.URL.Path) != r.URL.Path {
+			notFound(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// hasToken compares digests, of equal length whatever was sent, with every
+// token, so that the time it takes tells nothing about them.
+func hasToken(r *http.Request, tokens [][sha256.Size]byte) bool {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return false
+	}
+	sent := sha256.Sum256([]byte(strings.TrimSpace(token)))
+	found := 0
+	for _, known := range tokens {
+		found |= subtle.ConstantTimeCompare(sent[:], known[:])
+	}
+	return found == 1
+}
+
+// mostWait bounds ?wait=.
+const mostWait = 5 * time.Minute
+
+func (s *Scheduler) serveRun(w http.ResponseWriter, r *http.Request) {
+	filter, wait, err := s.runParameters(r)
+	if err != nil {
+		writeError(w, r, s, err)
+		return
+	}
+	// Neither the end nor the values of the request's context reach the
+	// handlers: routers use them again for other requests.
+	run, err := s.startRun(context.Background(), context.Background(), filter)
+	if err != nil {
+		writeError(w, r, s, err)
+		return
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-run.done:
+	case <-timer.C:
+	case <-r.Context().Done(): // nobody waits any more
+	}
+	status := http.StatusAccepted
+	report := run.snapshot()
+	if isDone(run.done) {
+		status = http.StatusOK
+		if run.err != nil && !errors.Is(run.err, ErrShuttingDown) {
+			writeError(w, r, s, run.err)
+			return
+		}
+		report = run.snapshot()
+	}
+	writeJSON(w, status, report)
+}
+
+func isDone(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
+}
+
+// runParameters reads the query of the Run endpoint.
+func (s *Scheduler) runParameters(r *http.Request) (filter RunFilter, wait time.Duration, err error) {
+	wait = s.config.RunWait
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return filter, 0, badInput("query", "%s: expected queue, status, limit and wait, as in ?queue=default&limit=10", shown(r.URL.RawQuery))
+	}
+	for name, all := range values {
+		value := all[0]
+		switch {
+		case len(all) > 1:
+			return filter, 0, badInput(name, "expected once, got %d times", len(all))
+		case name == "queue":
+			filter.Queue = JobQueue(value)
+		case name == "status":
+			filter.Status = JobStatus(value)
+		case name == "limit" && value != "":
+			if filter.Limit, err = strconv.Atoi(value); err != nil || filter.Limit == 0 {
+				return filter, 0, badInput(name, "%s: expected 1 to %d", shown(value), mostLimit)
+			}
+		case name == "wait" && value != "":
+			if wait, err = time.ParseDuration(value); err != nil || wait < 0 || wait > mostWait {
+				return filter, 0, badInput(name, "%s: expected a time such as 2s or 500ms, at most %s", shown(value), mostWait)
+			}
+		case name != "limit" && name != "wait":
+			return filter, 0, badInput("query", "unknown parameter %s: expected queue, status, limit or wait", shown(name))
+		}
+	}
+	return filter, wait, nil
+}
+
+func (s *Scheduler) serveGet(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	if id == "run" {
+		refuseMethod(w, r, "POST")
+		return
+	}
+	job, err := s.GetJob(r.Context(), id)
+	if err != nil {
+		writeError(w, r, s, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, job)
+}
+
+func (s *Scheduler) serveCreate(w http.ResponseWriter, r *http.Request) {
+	name, data, err := readJob(w, r)
+	if err != nil {
+		writeError(w, r, s, err)
+		return
+	}
+	// Once it is sent, a creation is not to be cut off half-way by a client that
+	// hangs up: it would not know whether there is a job.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), claimTimeout)
+	defer cancel()
+	job, err := s.CreateJob(ctx, name, data)
+	if err != nil {
+		writeError(w, r, s, err)
+		return
+	}
+	w.Header().Set("Location", strings.TrimSuffix(s.config.BasePath, "/")+"/"+job.ID)
+	writeJSON(w, http.StatusCreated, job)
+}
+
+func writeJSON(w http.ResponseWriter, status int, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	// The only error left is that the client has gone.
+	_ = json.NewEncoder(w).Encode(value)
+}

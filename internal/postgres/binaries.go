@@ -1,0 +1,83 @@
+package postgres
+
+import (
+	"cmp"
+	"errors"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// preferredMajor is used where pg_cron is installed for it, whatever newer
+// versions there are: it is the oldest one supported.
+const preferredMajor = 15
+
+var errNoServer = errors.New("no PostgreSQL server found (postgres, initdb and pg_ctl in one directory): " +
+	"on Debian and Ubuntu run scripts/install-postgres.sh server, " +
+	"elsewhere install PostgreSQL 15 or newer and put its bin directory in PATH")
+
+// BinDir is the directory of the server binaries that Start uses: on Debian and
+// Ubuntu those of version 15 if it has pg_cron, else of the newest version;
+// elsewhere what pg_config names or PATH holds. The error says what to install.
+func BinDir() (string, error) {
+	installed, _ := filepath.Glob("/usr/lib/postgresql/*/bin") // fails on bad patterns only
+	slices.SortFunc(installed, func(a, b string) int { return cmp.Compare(rank(b), rank(a)) })
+	for _, dir := range installed {
+		if isBinDir(dir) {
+			return dir, nil
+		}
+	}
+	if out, err := exec.Command("pg_config", "--bindir").Output(); err == nil {
+		if dir := strings.TrimSpace(string(out)); isBinDir(dir) {
+			return dir, nil
+		}
+	}
+	if path, err := exec.LookPath("postgres"); err == nil {
+		if dir := filepath.Dir(path); isBinDir(dir) {
+			return dir, nil
+		}
+	}
+	return "", errNoServer
+}
+
+// HasCron reports whether pg_cron is installed for the server that Start uses.
+func HasCron() bool {
+	bin, err := BinDir()
+	return err == nil && hasLibrary(bin, "pg_cron")
+}
+
+// rank orders /usr/lib/postgresql/<major>/bin; the highest is to be used.
+func rank(bin string) int {
+	const aboveAll = 1 << 20
+	major, err := strconv.Atoi(filepath.Base(filepath.Dir(bin)))
+	if err != nil {
+		return 0
+	}
+	if major == preferredMajor && hasLibrary(bin, "pg_cron") {
+		return aboveAll
+	}
+	return major
+}
+
+func isBinDir(dir string) bool {
+	for _, program := range []string{"postgres", "initdb", "pg_ctl"} {
+		if _, err := exec.LookPath(filepath.Join(dir, program)); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// hasLibrary looks where Debian keeps a server's loadable modules, then where
+// a plain installation does.
+func hasLibrary(bin, name string) bool {
+	for _, lib := range []string{"lib", "lib/postgresql"} {
+		found, _ := filepath.Glob(filepath.Join(filepath.Dir(bin), lib, name+".*"))
+		if len(found) > 0 {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,245 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// lease is the one lease of this process: a row in the database that says
+// until when the jobs it runs are its own. One write renews it for all of
+// them.
+//
+// The rules that keep an attempt from living twice: a lease that has run out
+// is never renewed, a new one is taken instead; and this process considers
+// its lease lost, and ends the contexts of the handlers under it, a little
+// before others may, measured by its own clock from before the last renewal
+// was sent.
+type lease struct {
+	mu    sync.Mutex // held while the database is asked, so that one asks at a time
+	id    string     // "": none yet
+	until time.Time  // when this process considers it lost
+	ctx   context.Context
+	lose  context.CancelCauseFunc
+
+	listens bool // whether the resident loop wants to be notified
+
+	heldMu  sync.Mutex
+	held    map[string]int32 // jobs claimed and not yet recorded as finished: id to claim
+	users   int              // jobs, and the resident loop
+	beating sync.WaitGroup
+	beats   bool
+}
+
+// marginOf is how much earlier than the database we consider a lease lost.
+func marginOf(ttl time.Duration) time.Duration { return ttl / 10 }
+
+const takeLeaseSQL = `
+INSERT INTO {{schema}}.leases (id, holder, expires_at, listening)
+VALUES ($1::text::uuid, $2::text, now() + $3::bigint * interval '1 microsecond', $4::bool)`
+
+const renewLeaseSQL = `
+UPDATE {{schema}}.leases
+SET expires_at = now() + $2::bigint * interval '1 microsecond', listening = $3::bool
+WHERE id = $1::text::uuid AND expires_at > now()`
+
+// hold returns a lease that is good for at least half of its time, and the
+// context that ends when it is lost.
+func (l *lease) hold(ctx context.Context, s *Scheduler) (id string, life context.Context, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.id == "" || time.Until(l.until) < s.config.Lease/2 {
+		if err := l.renew(ctx, s); err != nil {
+			return "", nil, err
+		}
+	}
+	return l.id, l.ctx, nil
+}
+
+// listen notes whether this process wants to be notified of created jobs. The
+// database learns of it with the next renewal, or by tell.
+func (l *lease) listen(listens bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.listens = listens
+}
+
+func (l *lease) tell(ctx context.Context, s *Scheduler) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.renew(ctx, s)
+}
+
+// renew extends the lease, or takes a new one if there is none or it is lost.
+// l.mu is held.
+func (l *lease) renew(ctx context.Context, s *Scheduler) error {
+	ttl := s.config.Lease
+	now := time.Now()
+	until := now.Add(ttl - marginOf(ttl))
+	held := l.id != "" && now.Before(l.until)
+	patience := ttl / 3
+	if held {
+		patience = min(patience, l.until.Sub(now)) // an answer after that is of no use
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if held {
+		tag, err := s.pool.Exec(ctx, s.sql(renewLeaseSQL), l.id, ttl.Microseconds(), l.listens)
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() == 1 {
+			l.until = until
+			return nil
+		}
+	}
+	l.drop(s)
+
+	id, err := uuid.NewV7()
+	if err != nil {
+		return err
+	}
+	if _, err := s.pool.Exec(ctx, s.sql(takeLeaseSQL), id.String(), holder(), ttl.Microseconds(), l.listens); err != nil {
+		return err
+	}
+	l.id, l.until = id.String(), until
+	l.ctx, l.lose = context.WithCancelCause(s.life)
+	return nil
+}
+
+// drop gives up a lost lease. l.mu is held.
+func (l *lease) drop(s *Scheduler) {
+	if l.id == "" {
+		return
+	}
+	l.heldMu.Lock()
+	lost := len(l.held)
+	l.heldMu.Unlock()
+	if lost > 0 {
+		s.config.Logger.Error("scheduler: lease lost, its jobs will be rescued", "lease", l.id, "jobs", lost)
+	}
+	l.lose(ErrLeaseLost)
+	l.id = ""
+}
+
+func holder() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown host"
+	}
+	return host + ":" + strconv.Itoa(os.Getpid())
+}
+
+// use counts a user of the lease; while there is one, the lease is renewed.
+func (l *lease) use(s *Scheduler) {
+	l.heldMu.Lock()
+	defer l.heldMu.Unlock()
+	l.users++
+	if !l.beats {
+		l.beats = true
+		l.beating.Go(func() { l.beat(s) })
+	}
+}
+
+func (l *lease) unuse() {
+	l.heldMu.Lock()
+	defer l.heldMu.Unlock()
+	l.users--
+}
+
+// keep notes a claimed job; forget is its counterpart.
+func (l *lease) keep(s *Scheduler, job *Job) {
+	l.use(s)
+	l.heldMu.Lock()
+	defer l.heldMu.Unlock()
+	if l.held == nil {
+		l.held = map[string]int32{}
+	}
+	l.held[job.ID] = job.claims
+}
+
+func (l *lease) forget(job *Job) {
+	l.heldMu.Lock()
+	if l.held[job.ID] == job.claims {
+		delete(l.held, job.ID)
+	}
+	l.heldMu.Unlock()
+	l.unuse()
+}
+
+// beat renews the lease three times in its life until nobody uses it.
+func (l *lease) beat(s *Scheduler) {
+	pause := s.config.Lease / 3
+	for {
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-s.gone.Done():
+			timer.Stop()
+		}
+		l.heldMu.Lock()
+		if l.users == 0 || s.gone.Err() != nil {
+			l.beats = false
+			l.heldMu.Unlock()
+			return
+		}
+		l.heldMu.Unlock()
+
+		l.mu.Lock()
+		before := l.id
+		err := l.renew(s.gone, s)
+		if err != nil && time.Now().After(l.until) {
+			l.drop(s)
+		}
+		renewed := err == nil && before == l.id
+		l.mu.Unlock()
+		pause = s.config.Lease / 3
+		if err != nil {
+			s.config.Logger.Warn("scheduler: can't renew the lease", "error", err)
+			pause = s.config.Lease / 20
+		}
+		if renewed {
+			s.reconcile(s.gone)
+		}
+	}
+}
+
+// giveUp deletes the lease at the end of Shutdown, when nothing is held.
+func (l *lease) giveUp(ctx context.Context, s *Scheduler) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.id == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.config.Lease/3)
+	defer cancel()
+	// A claim whose answer was lost may have left a job under the lease: then it
+	// has to run out and be rescued.
+	_, err := s.pool.Exec(ctx, s.sql(deleteLeaseSQL), l.id)
+	if err != nil && !errors.Is(err, context.Canceled) {
+		s.config.Logger.Warn("scheduler: can't delete the lease", "error", err)
+	}
+	l.id = ""
+}
+
+const deleteLeaseSQL = `
+DELETE FROM {{schema}}.leases l WHERE l.id = $1::text::uuid
+    AND NOT EXISTS (SELECT FROM {{schema}}.jobs j WHERE j.status = 'running' AND j.lease_id = l.id)`
+
+// holdings returns the lease and the ids of the jobs held under it.
+func (l *lease) holdings() (id string, jobs []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.heldMu.Lock()
+	defer l.heldMu.Unlock()
+	jobs = make([]string, 0, len(l.held))
+	for id := range l.held {
+		jobs = append(jobs, id)
+	}
+	return l.id, jobs
+}

@@ -1,0 +1,172 @@
+package scheduler
+
+import (
+	"cmp"
+	"context"
+	"embed"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+//go:embed sql/*.sql
+var sqlFiles embed.FS
+
+// inSchema fills the schema's name, which New has checked, into SQL text.
+func inSchema(schema, text string) string {
+	return strings.NewReplacer("{{schema}}", `"`+schema+`"`, "{{schema_name}}", schema).Replace(text)
+}
+
+const createMigrationsSQL = `
+CREATE TABLE {{schema}}.schema_migrations (
+    version    integer     CONSTRAINT schema_migrations_pkey PRIMARY KEY,
+    name       text        NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)`
+
+// Migrate installs or updates everything in the schema, declares this
+// process's queues in the database, and installs the public entry
+// (create_job, create_queue_worker, remove_queue_worker in the schema public)
+// if the schema is the default one. It is one transaction, may be called by
+// many processes at once, and changes nothing where nothing is to do, so call
+// it when the service starts. Where the role may not create in public, it
+// succeeds without the entry and says so in the log.
+//
+// The error is ErrNewerSchema if a newer version of the library has migrated
+// the schema.
+func (s *Scheduler) Migrate(ctx context.Context) error {
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		// The lock belongs to the transaction, so that it works through a
+		// transaction-mode pooler; its number is any that nobody else uses.
+		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtextextended($1::text, 7041973))", s.config.Schema); err != nil {
+			return err
+		}
+		if err := s.applyMigrations(ctx, tx); err != nil {
+			return err
+		}
+		if err := s.declareQueues(ctx, tx); err != nil {
+			return err
+		}
+		if s.config.Schema == "scheduler" {
+			s.installPublicEntry(ctx, tx)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("migrate schema %q: %w", s.config.Schema, err)
+	}
+	return nil
+}
+
+func (s *Scheduler) applyMigrations(ctx context.Context, tx pgx.Tx) error {
+	// Asked first, because CREATE … IF NOT EXISTS needs the right to create
+	// even where there is nothing to do.
+	var schemaExists, tableExists bool
+	err := tx.QueryRow(ctx, "SELECT to_regnamespace($1::text) IS NOT NULL, to_regclass($1::text || '.schema_migrations') IS NOT NULL",
+		`"`+s.config.Schema+`"`).Scan(&schemaExists, &tableExists)
+	if err != nil {
+		return err
+	}
+	if !schemaExists {
+		if _, err := tx.Exec(ctx, s.sql("CREATE SCHEMA {{schema}}")); err != nil {
+			return err
+		}
+	}
+	if !tableExists {
+		if _, err := tx.Exec(ctx, s.sql(createMigrationsSQL)); err != nil {
+			return err
+		}
+	}
+	var current int
+	if err := tx.QueryRow(ctx, s.sql("SELECT coalesce(max(version), 0) FROM {{schema}}.schema_migrations")).Scan(&current); err != nil {
+		return err
+	}
+	files, err := fs.Glob(sqlFiles, "sql/0*.sql")
+	if err != nil {
+		return err
+	}
+	slices.Sort(files)
+	if current > len(files) {
+		return fmt.Errorf("%w: it is at version %d, this library knows %d: update the library", ErrNewerSchema, current, len(files))
+	}
+	if current == len(files) {
+		return nil
+	}
+	for i, file := range files[current:] {
+		if err := s.execFile(ctx, tx, file); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, s.sql("INSERT INTO {{schema}}.schema_migrations (version, name) VALUES ($1::int, $2::text)"), current+i+1, file)
+		if err != nil {
+			return err
+		}
+	}
+	return s.execFile(ctx, tx, "sql/rights.sql")
+}
+
+// execFile runs a file of several statements, for which the protocol is the
+// simple one, in every exec mode of the pool.
+func (s *Scheduler) execFile(ctx context.Context, tx pgx.Tx, file string) error {
+	text, err := fs.ReadFile(sqlFiles, file)
+	if err != nil {
+		return err
+	}
+	if err := execText(ctx, tx.Conn().PgConn(), inSchema(s.config.Schema, string(text))); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	return nil
+}
+
+func execText(ctx context.Context, conn *pgconn.PgConn, text string) error {
+	_, err := conn.Exec(ctx, text).ReadAll()
+	return err
+}
+
+const declareQueuesSQL = `
+INSERT INTO {{schema}}.queues AS q (name, base, skip_failed, max_attempts)
+SELECT * FROM unnest($1::text[], $2::text[], $3::bool[], $4::int[])
+ON CONFLICT (name) DO UPDATE
+SET base = excluded.base, skip_failed = excluded.skip_failed, max_attempts = excluded.max_attempts
+WHERE (q.base, q.skip_failed, q.max_attempts) IS DISTINCT FROM (excluded.base, excluded.skip_failed, excluded.max_attempts)`
+
+// declareQueues tells the database of the queues, for jobs created in SQL and
+// for workers. Queues that another service declared stay.
+func (s *Scheduler) declareQueues(ctx context.Context, tx pgx.Tx) error {
+	queues := slices.SortedFunc(maps.Values(s.queues), func(a, b *queue) int { return cmp.Compare(a.name, b.name) })
+	var names, bases []string
+	var skipFailed []bool
+	var maxAttempts []int32
+	for _, q := range queues {
+		names, bases = append(names, string(q.name)), append(bases, string(q.Extends))
+		skipFailed, maxAttempts = append(skipFailed, q.SkipFailed), append(maxAttempts, int32(q.MaxAttempts))
+	}
+	_, err := tx.Exec(ctx, s.sql(declareQueuesSQL), names, bases, skipFailed, maxAttempts)
+	return err
+}
+
+const publicEntrySQL = `
+SELECT count(*) FROM pg_catalog.pg_proc p
+WHERE p.pronamespace = 'public'::regnamespace
+    AND p.proname IN ('create_job', 'create_queue_worker', 'remove_queue_worker')
+    AND p.prosrc LIKE '%{{schema}}.%'`
+
+// installPublicEntry is a convenience: that it fails (no schema public, no
+// right to create there, a function of that name by somebody else) is no
+// reason to fail.
+func (s *Scheduler) installPublicEntry(ctx context.Context, tx pgx.Tx) {
+	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+		var installed int
+		if err := tx.QueryRow(ctx, s.sql(publicEntrySQL)).Scan(&installed); err != nil || installed == 3 {
+			return err
+		}
+		return s.execFile(ctx, tx, "sql/public.sql")
+	})
+	if err != nil {
+		s.config.Logger.WarnContext(ctx, "scheduler: no public entry: call the SQL functions with the schema before their names", "error", err)
+	}
+}

@@ -1,0 +1,152 @@
+package scheduler
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// JobQueue names a group of jobs that is run by workers of its own.
+type JobQueue string
+
+// The base queues, which are always there. A service declares others in
+// Config.Queues.
+const (
+	// JobQueueDefault is where a job goes when no queue is named.
+	JobQueueDefault JobQueue = "default"
+	// JobQueueFailed is a view, not a place: running it means running the jobs
+	// of the default queue whose last attempt failed. No job is created in it.
+	JobQueueFailed JobQueue = "failed"
+	// JobQueueBlocking runs one job at a time, in order of run_at (and of
+	// creation where that is equal), over all processes.
+	JobQueueBlocking JobQueue = "blocking"
+)
+
+// QueueConfig has the settings of one queue. A zero field takes the setting of
+// the base queue that it extends, and that one the default named here.
+type QueueConfig struct {
+	// Extends is the base queue whose behaviour this one has: JobQueueDefault
+	// or JobQueueBlocking. Defaults to JobQueueDefault. Every process that
+	// works on a queue must say the same.
+	Extends JobQueue
+	// MaxAttempts is how often a job is tried before it is dead, 1 to 1,000.
+	// JobData.MaxAttempts overrides it for one job. Defaults to 10.
+	MaxAttempts int
+	// Backoff is how long a job waits after failed attempt number attempt (1
+	// for the first). A result below zero counts as zero, and one above 24
+	// hours as 24 hours. Defaults to attempt⁴ seconds, give or take a tenth.
+	Backoff func(attempt int) time.Duration
+	// Timeout ends the context of a handler that runs longer, with the cause
+	// ErrJobTimeout. JobData.Timeout overrides it for one job. Defaults to
+	// none.
+	Timeout time.Duration
+	// SkipFailed lets a blocking queue go on with the next job while a failed
+	// one waits for its backoff. By default the failed job holds the queue, so
+	// that order is kept. It means nothing for other queues.
+	SkipFailed bool
+}
+
+const (
+	defaultMaxAttempts = 10
+	mostAttempts       = 1000
+	mostBackoff        = 24 * time.Hour
+)
+
+// queue is one declared queue with all its settings filled in.
+type queue struct {
+	QueueConfig
+	name JobQueue
+}
+
+func (q *queue) blocking() bool { return q.Extends == JobQueueBlocking }
+
+var queuePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
+
+// declaredQueues fills in the settings of the base queues and then of those
+// that extend them.
+func declaredQueues(configs map[JobQueue]QueueConfig) (map[JobQueue]*queue, error) {
+	queues := map[JobQueue]*queue{}
+	for _, base := range []JobQueue{JobQueueDefault, JobQueueBlocking} {
+		config := configs[base]
+		if config.Extends != "" && config.Extends != base {
+			return nil, badInput("queues", "base queue %q can't extend %s", base, shown(string(config.Extends)))
+		}
+		config.Extends = base
+		q, err := newQueue(base, config, QueueConfig{MaxAttempts: defaultMaxAttempts, Backoff: defaultBackoff})
+		if err != nil {
+			return nil, err
+		}
+		queues[base] = q
+	}
+	for name, config := range configs {
+		if name == JobQueueDefault || name == JobQueueBlocking {
+			continue
+		}
+		if name == JobQueueFailed {
+			return nil, badInput("queues", "queue %q is a view of the failed jobs of %q and has no settings of its own", name, JobQueueDefault)
+		}
+		if config.Extends == "" {
+			config.Extends = JobQueueDefault
+		}
+		if config.Extends != JobQueueDefault && config.Extends != JobQueueBlocking {
+			return nil, badInput("queues", "queue %s extends %s: expected %q or %q",
+				shown(string(name)), shown(string(config.Extends)), JobQueueDefault, JobQueueBlocking)
+		}
+		q, err := newQueue(name, config, queues[config.Extends].QueueConfig)
+		if err != nil {
+			return nil, err
+		}
+		queues[name] = q
+	}
+	return queues, nil
+}
+
+func newQueue(name JobQueue, config, base QueueConfig) (*queue, error) {
+	if !queuePattern.MatchString(string(name)) {
+		return nil, badInput("queues", "queue %s: expected 1 to 63 letters, digits or _ . -, beginning with a letter or digit", shown(string(name)))
+	}
+	if config.MaxAttempts == 0 {
+		config.MaxAttempts = base.MaxAttempts
+	}
+	if config.MaxAttempts < 0 || config.MaxAttempts > mostAttempts {
+		return nil, badInput("queues", "queue %q: max attempts %d: expected 1 to %d", name, config.MaxAttempts, mostAttempts)
+	}
+	if config.Backoff == nil {
+		config.Backoff = base.Backoff
+	}
+	if config.Timeout == 0 {
+		config.Timeout = base.Timeout
+	}
+	if config.Timeout < 0 {
+		return nil, badInput("queues", "queue %q: timeout %s: expected none or a time above zero", name, config.Timeout)
+	}
+	config.SkipFailed = config.SkipFailed || base.SkipFailed
+	return &queue{QueueConfig: config, name: name}, nil
+}
+
+// defaultBackoff grows with the fourth power of the attempt; the tenth up or
+// down keeps jobs that failed together from coming back together.
+func defaultBackoff(attempt int) time.Duration {
+	seconds := math.Pow(float64(attempt), 4) * (0.9 + 0.2*rand.Float64())
+	return time.Duration(min(seconds, mostBackoff.Seconds()) * float64(time.Second))
+}
+
+// queue returns the declared queue of this name; "" is the default queue.
+func (s *Scheduler) queue(name JobQueue) (*queue, *InputError) {
+	if name == "" {
+		name = JobQueueDefault
+	}
+	if q := s.queues[name]; q != nil {
+		return q, nil
+	}
+	known := make([]string, 0, len(s.queues))
+	for name := range s.queues {
+		known = append(known, string(name))
+	}
+	slices.Sort(known)
+	return nil, &InputError{"queue", fmt.Errorf("%w %s: declared are %s", ErrUnknownQueue, shown(string(name)), strings.Join(known, ", "))}
+}

@@ -1,0 +1,284 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// RunFilter says which jobs a run picks. The zero value picks one due pending
+// job of the default queue.
+type RunFilter struct {
+	// Queue is a declared queue, or JobQueueFailed for the failed jobs of the
+	// default queue. Defaults to JobQueueDefault.
+	Queue JobQueue
+	// Status is JobStatusPending, JobStatusFailed or JobStatusAny (both). A
+	// blocking queue takes no notice of it: what comes next is its head.
+	// Defaults to JobStatusPending, in JobQueueFailed to JobStatusFailed.
+	Status JobStatus
+	// Limit is how many jobs the run picks at most, 1 to 10,000. Defaults to 1.
+	Limit int
+}
+
+const mostLimit = 10_000
+
+// RunReport tells what came of a run. Picked is the sum of the seven counts
+// after it.
+type RunReport struct {
+	RunID      string     `json:"run_id"` // a UUIDv7, for logs
+	Queue      JobQueue   `json:"queue"`
+	Status     JobStatus  `json:"status"` // what was asked for
+	Picked     int        `json:"picked"`
+	Succeeded  int        `json:"succeeded"`
+	Failed     int        `json:"failed"`      // will be rerun after their backoff
+	Dead       int        `json:"dead"`        // will not be rerun
+	Snoozed    int        `json:"snoozed"`     // asked to be run later
+	HandedBack int        `json:"handed_back"` // not done because of a shutdown; due again
+	Lost       int        `json:"lost"`        // the lease was lost: others have the jobs now
+	Running    int        `json:"running"`     // not finished yet; 0 once Done
+	Done       bool       `json:"done"`        // the run is over and all it picked is recorded
+	NextDueAt  *time.Time `json:"next_due_at"` // when the next job that this filter picks is due, past if one is due now; nil if none waits or the run is not done
+}
+
+// run is one call of the Run endpoint, or of Run.
+type run struct {
+	s      *Scheduler
+	queue  *queue
+	filter RunFilter
+	values context.Context // for the handlers: its values, not its end
+
+	mu     sync.Mutex
+	report RunReport
+	free   sync.WaitGroup // jobs that are picked and not yet recorded
+	done   chan struct{}
+	err    error // read after done
+}
+
+// Run picks up to filter.Limit due jobs and works them, as many at a time as
+// Config.Concurrency allows. It returns when every job it picked is recorded.
+// Ending ctx stops the picking, not the jobs: their contexts end with the
+// scheduler. Handlers see the values of ctx.
+//
+// The error is an *InputError if the filter can't be used; ErrShuttingDown, the
+// error of ctx or one of the database if picking was cut short by that. In
+// these cases the report of what was done until then comes with it, unless
+// nothing was begun. Jobs that fail are no error. A run that can't start a
+// handler within Config.RunWait, because other runs take all of
+// Config.Concurrency, ends early.
+func (s *Scheduler) Run(ctx context.Context, filter RunFilter) (*RunReport, error) {
+	r, err := s.startRun(ctx, ctx, filter)
+	if err != nil {
+		return nil, fmt.Errorf("run: %w", err)
+	}
+	<-r.done
+	report := r.snapshot()
+	if r.err != nil {
+		return &report, fmt.Errorf("run: %w", r.err)
+	}
+	return &report, nil
+}
+
+// startRun begins a run that stops picking when ctx ends.
+func (s *Scheduler) startRun(ctx, values context.Context, filter RunFilter) (*run, error) {
+	r, err := s.newRun(values, filter)
+	if err != nil {
+		return nil, err
+	}
+	done, err := s.begin()
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		defer done()
+		defer close(r.done)
+		r.err = r.work(ctx)
+	}()
+	return r, nil
+}
+
+func (s *Scheduler) newRun(values context.Context, filter RunFilter) (*run, error) {
+	name := filter.Queue
+	if name == "" {
+		filter.Queue, name = JobQueueDefault, JobQueueDefault
+	}
+	if filter.Queue == JobQueueFailed {
+		name = JobQueueDefault
+		if filter.Status == "" {
+			filter.Status = JobStatusFailed
+		}
+		if filter.Status != JobStatusFailed {
+			return nil, badInput("status", "%s: queue %q has failed jobs only: expected %q or none", shown(string(filter.Status)), JobQueueFailed, JobStatusFailed)
+		}
+	}
+	q, inputErr := s.queue(name)
+	if inputErr != nil {
+		return nil, inputErr
+	}
+	setDefault(&filter.Status, JobStatusPending)
+	if filter.Status != JobStatusPending && filter.Status != JobStatusFailed && filter.Status != JobStatusAny {
+		return nil, badInput("status", "%s: expected %q, %q or %q", shown(string(filter.Status)), JobStatusPending, JobStatusFailed, JobStatusAny)
+	}
+	setDefault(&filter.Limit, 1)
+	if filter.Limit < 1 || filter.Limit > mostLimit {
+		return nil, badInput("limit", "%d: expected 1 to %d", filter.Limit, mostLimit)
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("make a run id: %w", err)
+	}
+	r := &run{s: s, queue: q, filter: filter, values: values, done: make(chan struct{})}
+	r.report = RunReport{RunID: id.String(), Queue: filter.Queue, Status: filter.Status}
+	return r, nil
+}
+
+// work is the run from its begin to its end.
+func (r *run) work(ctx context.Context) error {
+	_, err := r.s.rescue(ctx)
+	if err == nil {
+		err = r.pick(ctx)
+	}
+	r.free.Wait()
+	next, nextErr := r.s.nextDue(r.queue, r.filter.Status)
+	r.mu.Lock()
+	r.report.Done, r.report.NextDueAt = true, next
+	r.mu.Unlock()
+	r.s.cleanUpSometimes()
+	return errors.Join(err, nextErr)
+}
+
+// pick claims jobs as handlers may start, until the limit is reached or
+// nothing is due any more. Not all at once, so that a crash strands few.
+func (r *run) pick(ctx context.Context) error {
+	ctx, cancel := r.s.whileOpen(ctx)
+	defer cancel()
+	for left := r.filter.Limit; left > 0; {
+		want := left
+		if r.queue.blocking() {
+			r.free.Wait() // strictly one after another
+			want = 1
+		}
+		slots := r.s.takeSlots(ctx, want, r.patience())
+		if ctx.Err() != nil {
+			r.s.returnSlots(slots)
+			return context.Cause(ctx)
+		}
+		if slots == 0 {
+			return nil
+		}
+		got, err := r.s.claim(ctx, r.queue, r.filter.Status, slots)
+		r.s.returnSlots(slots - len(got.jobs))
+		if err != nil {
+			return err
+		}
+		r.start(got)
+		left -= len(got.jobs)
+		if len(got.jobs) < slots {
+			return nil
+		}
+	}
+	return nil
+}
+
+// patience is how long a run waits for a slot: while it has jobs of its own
+// running, as long as it takes. Without, only so long, or the calls of a worker
+// would pile up before a service that is busy for hours.
+func (r *run) patience() <-chan time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.report.Running > 0 {
+		return nil
+	}
+	return time.After(r.s.config.RunWait)
+}
+
+func (r *run) start(got claimed) {
+	r.mu.Lock()
+	r.report.Picked += len(got.jobs)
+	r.report.Running += len(got.jobs)
+	r.mu.Unlock()
+	r.free.Add(len(got.jobs))
+	for _, job := range got.jobs {
+		go r.s.handle(r.values, got.lease, r.queue, job, r.recorded)
+	}
+}
+
+// recorded counts a job whose verdict is in the database.
+func (r *run) recorded(o *outcome) {
+	r.mu.Lock()
+	r.report.Running--
+	switch {
+	case o.dropped:
+		r.report.Lost++
+	case o.handed:
+		r.report.HandedBack++
+	case o.status == JobStatusSucceeded:
+		r.report.Succeeded++
+	case o.status == JobStatusFailed:
+		r.report.Failed++
+	case o.status == JobStatusDead:
+		r.report.Dead++
+	default:
+		r.report.Snoozed++
+	}
+	r.mu.Unlock()
+	r.s.returnSlots(1)
+	r.free.Done()
+}
+
+func (r *run) snapshot() RunReport {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.report
+}
+
+// takeSlots takes up to most slots for handlers: it waits for the first one,
+// and returns 0 when ctx ends or giveUp fires before.
+func (s *Scheduler) takeSlots(ctx context.Context, most int, giveUp <-chan time.Time) int {
+	select {
+	case <-s.slots:
+	case <-ctx.Done():
+		return 0
+	default:
+		select {
+		case <-s.slots:
+		case <-ctx.Done():
+			return 0
+		case <-giveUp:
+			return 0
+		}
+	}
+	for n := 1; n < most; n++ {
+		select {
+		case <-s.slots:
+		default:
+			return n
+		}
+	}
+	return most
+}
+
+func (s *Scheduler) returnSlots(n int) {
+	for range n {
+		s.slots <- struct{}{}
+	}
+}
+
+const nextDueSQL = `SELECT {{schema}}.next_due($1::text, $2::text, $3::text[])`
+
+// nextDue tells when the next job that a run with this filter picks is due.
+func (s *Scheduler) nextDue(q *queue, status JobStatus) (*time.Time, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), claimTimeout)
+	defer cancel()
+	var at *time.Time
+	if err := s.pool.QueryRow(ctx, s.sql(nextDueSQL), string(q.name), string(status), s.names).Scan(&at); err != nil {
+		return nil, fmt.Errorf("look for the next due job: %w", err)
+	}
+	if at != nil {
+		*at = at.UTC()
+	}
+	return at, nil
+}

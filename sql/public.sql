@@ -1,0 +1,31 @@
+-- The public entry: the functions that people type, reachable with the default
+-- search_path. They run with the caller's rights and do nothing themselves.
+
+CREATE OR REPLACE FUNCTION public.create_job(
+    name text, run_at timestamptz DEFAULT now(), payload jsonb DEFAULT 'null', queue text DEFAULT 'default'
+) RETURNS uuid LANGUAGE sql VOLATILE SET search_path = '' AS $$
+    SELECT {{schema}}.create_job(name, run_at, payload, queue)
+$$;
+
+CREATE OR REPLACE FUNCTION public.create_queue_worker(
+    name text, endpoint text, token text, schedule text,
+    timeout_seconds integer DEFAULT 10, http_extension text DEFAULT NULL
+) RETURNS bigint LANGUAGE sql VOLATILE SET search_path = '' AS $$
+    SELECT {{schema}}.create_queue_worker(name, endpoint, token, schedule, timeout_seconds, http_extension)
+$$;
+
+CREATE OR REPLACE FUNCTION public.remove_queue_worker(name text) RETURNS boolean LANGUAGE sql VOLATILE SET search_path = '' AS $$
+    SELECT {{schema}}.remove_queue_worker(name)
+$$;
+
+DO $$
+DECLARE
+    v_others text;
+BEGIN
+    SELECT string_agg(quote_ident(r.rolname), ', ') INTO v_others FROM pg_catalog.pg_roles r
+    WHERE r.rolname IN ('anon', 'authenticated', 'service_role') AND r.rolname <> current_user;
+    EXECUTE format('REVOKE ALL ON FUNCTION public.create_job(text, timestamptz, jsonb, text),
+        public.create_queue_worker(text, text, text, text, integer, text),
+        public.remove_queue_worker(text) FROM %s', concat_ws(', ', 'PUBLIC', v_others));
+END
+$$;

@@ -1,0 +1,272 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// resident is the state of Work.
+type resident struct {
+	working atomic.Bool
+	alarm   *alarm // rings when the database is to be asked what is due
+}
+
+var errWorking = errors.New("already working: one Work serves all queues")
+
+// Work is the resident mode: it runs due jobs of every declared queue, pending
+// and failed ones, until ctx ends or Shutdown begins. Then it stops picking and
+// returns nil; jobs may still be running, and Shutdown waits for them.
+//
+// An idle Work asks the database every Config.PollInterval, one query for all
+// queues. Where the pool talks to Postgres itself (its query exec mode is not
+// one of those for poolers, pgx.QueryExecModeExec and
+// pgx.QueryExecModeSimpleProtocol), it also listens for created jobs, on one
+// connection beside the pool, and starts them within milliseconds.
+//
+// A database that is away is no error: Work logs it and tries again. The error
+// is ErrShuttingDown if Shutdown had begun before, or tells that another call
+// of Work is under way.
+func (s *Scheduler) Work(ctx context.Context) error {
+	done, err := s.begin()
+	if err != nil {
+		return fmt.Errorf("work: %w", err)
+	}
+	defer done()
+	if !s.resident.working.CompareAndSwap(false, true) {
+		return fmt.Errorf("work: %w", errWorking)
+	}
+	defer s.resident.working.Store(false)
+	values := ctx
+	ctx, cancel := s.whileOpen(ctx)
+	defer cancel()
+	s.lease.use(s)
+	defer s.lease.unuse()
+
+	var group sync.WaitGroup
+	defer group.Wait()
+	wakes := make(map[JobQueue]chan struct{}, len(s.queues))
+	for name, q := range s.queues {
+		wake := make(chan struct{}, 1)
+		wakes[name] = wake
+		group.Go(func() { s.workQueue(ctx, values, q, wake) })
+	}
+	if s.canListen() {
+		group.Go(func() { s.keepListening(ctx, wakes) })
+	}
+	s.resident.alarm.in(0)
+	for {
+		select {
+		case <-s.resident.alarm.timer.C:
+			s.resident.alarm.rung()
+			s.poll(ctx, wakes)
+			s.cleanUpSometimes()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// wake tells a queue's loop to look for jobs. One that is looking already will
+// look once more.
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// workQueue claims jobs of one queue as handlers may start, for as long as some
+// are due, whenever it is woken.
+func (s *Scheduler) workQueue(ctx, values context.Context, q *queue, wake <-chan struct{}) {
+	for {
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return
+		}
+		if err := s.drain(ctx, values, q); err != nil && ctx.Err() == nil {
+			s.config.Logger.Warn("scheduler: can't claim jobs", "queue", q.name, "error", err)
+			s.resident.alarm.in(min(time.Second, s.config.PollInterval))
+		}
+	}
+}
+
+func (s *Scheduler) drain(ctx, values context.Context, q *queue) error {
+	var underway sync.WaitGroup // waited for only in a blocking queue
+	recorded := func(o *outcome) {
+		if o.delay != nil && !o.dropped {
+			s.resident.alarm.in(*o.delay)
+		}
+		s.returnSlots(1)
+		s.underway.Done()
+		underway.Done()
+	}
+	for {
+		want := s.config.Concurrency
+		if q.blocking() {
+			underway.Wait()
+			want = 1
+		}
+		slots := s.takeSlots(ctx, want, nil)
+		if slots == 0 {
+			return nil
+		}
+		got, err := s.claim(ctx, q, JobStatusAny, slots)
+		s.returnSlots(slots - len(got.jobs))
+		if err != nil {
+			return err
+		}
+		underway.Add(len(got.jobs))
+		s.underway.Add(len(got.jobs)) // Work is still counted, so Shutdown has not stopped waiting
+		for _, job := range got.jobs {
+			go s.handle(values, got.lease, q, job, recorded)
+		}
+		if len(got.jobs) < slots {
+			return nil
+		}
+	}
+}
+
+const pollSQL = `
+SELECT q.name, (extract(epoch FROM {{schema}}.next_due(q.name, 'any', $2::text[]) - now()) * 1000000)::bigint AS due_in_us,
+    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.expires_at <= now()) AS lost
+FROM unnest($1::text[]) AS q (name)`
+
+// poll asks what is due, wakes those queues, and sets the alarm for the time
+// when the next job becomes due.
+func (s *Scheduler) poll(ctx context.Context, wakes map[JobQueue]chan struct{}) {
+	next := s.config.PollInterval
+	defer func() { s.resident.alarm.in(next) }()
+	names := make([]string, 0, len(wakes))
+	for name := range wakes {
+		names = append(names, string(name))
+	}
+	queryCtx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	rows, err := s.pool.Query(queryCtx, s.sql(pollSQL), names, s.names)
+	if err == nil {
+		var name JobQueue
+		var dueIn *int64
+		var lost, anyLost bool
+		_, err = pgx.ForEachRow(rows, []any{&name, &dueIn, &lost}, func() error {
+			anyLost = anyLost || lost
+			if dueIn == nil {
+				return nil
+			}
+			if *dueIn <= 0 {
+				wake(wakes[name])
+			} else {
+				next = min(next, time.Duration(*dueIn)*time.Microsecond)
+			}
+			return nil
+		})
+		if err == nil && anyLost {
+			var rescued int
+			if rescued, err = s.rescue(ctx); rescued > 0 {
+				next = 0
+			}
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		s.config.Logger.Warn("scheduler: can't look for due jobs", "error", err)
+	}
+}
+
+// canListen: notifications need a session, which a transaction-mode pooler does
+// not give; the exec mode tells whether the pool talks to one.
+func (s *Scheduler) canListen() bool {
+	switch s.pool.Config().ConnConfig.DefaultQueryExecMode {
+	case pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol:
+		return false
+	}
+	return true
+}
+
+// keepListening wakes queues in which jobs are created. What it misses is found
+// by polling.
+func (s *Scheduler) keepListening(ctx context.Context, wakes map[JobQueue]chan struct{}) {
+	for pause := time.Second; ; pause = min(2*pause, 30*time.Second) {
+		began := time.Now()
+		err := s.listen(ctx, wakes)
+		s.lease.listen(false)
+		if ctx.Err() != nil {
+			return
+		}
+		s.config.Logger.Warn("scheduler: can't listen for created jobs, polling goes on", "error", err)
+		if time.Since(began) > time.Minute {
+			pause = time.Second
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Scheduler) listen(ctx context.Context, wakes map[JobQueue]chan struct{}) error {
+	pooled, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	conn := pooled.Hijack() // so that it is none of the pool's any more
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = conn.Close(ctx) // it may be broken already, which is why we are here
+	}()
+	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{s.config.Schema + "_jobs"}.Sanitize()); err != nil {
+		return err
+	}
+	s.lease.listen(true)
+	if err := s.lease.tell(ctx, s); err != nil {
+		return err
+	}
+	s.resident.alarm.in(0) // for what was created before
+	for {
+		notification, err := conn.WaitForNotification(ctx)
+		if err != nil {
+			return err
+		}
+		if c := wakes[JobQueue(notification.Payload)]; c != nil {
+			wake(c)
+		} else {
+			s.resident.alarm.in(0) // "": a job that is due soon
+		}
+	}
+}
+
+// alarm rings at the earliest of the times it was set to.
+type alarm struct {
+	mu    sync.Mutex
+	at    time.Time // zero: not set
+	timer *time.Timer
+}
+
+func newAlarm() *alarm {
+	timer := time.NewTimer(0)
+	timer.Stop()
+	return &alarm{timer: timer}
+}
+
+func (a *alarm) in(d time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if at := time.Now().Add(d); a.at.IsZero() || at.Before(a.at) {
+		a.at = at
+		a.timer.Reset(d)
+	}
+}
+
+// rung says that the alarm was heard: any new time counts.
+func (a *alarm) rung() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.at = time.Time{}
+}
