@@ -3,59 +3,46 @@ package scheduler
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// claimSQL picks due jobs, oldest first, and starts an attempt of each.
-//
-// SKIP LOCKED lets any number of runs claim side by side without waiting for
-// each other or taking the same job. The lease is locked against its rescue
-// until the claim has committed (see the SQL function rescue), and nothing is
-// claimed under a lease that has run out. The ids go through an array so that
-// the planner looks them up one by one, however large the table.
 const claimSQL = `
-WITH own AS MATERIALIZED (
-    SELECT id FROM {{schema}}.leases WHERE id = $1::text::uuid AND expires_at > now() FOR KEY SHARE
-), pending AS MATERIALIZED (
-    SELECT id, run_at FROM {{schema}}.jobs
-    WHERE queue = $2::text AND status = 'pending' AND run_at <= now() AND name = ANY ($3::text[]) AND $5::bool
-    ORDER BY run_at, id LIMIT $4::int FOR UPDATE SKIP LOCKED
-), failed AS MATERIALIZED (
-    SELECT id, run_at FROM {{schema}}.jobs
-    WHERE queue = $2::text AND status = 'failed' AND run_at <= now() AND name = ANY ($3::text[]) AND $6::bool
-    ORDER BY run_at, id LIMIT $4::int FOR UPDATE SKIP LOCKED
-), picked AS (
-    SELECT id FROM (SELECT * FROM pending UNION ALL SELECT * FROM failed) AS due
-    WHERE EXISTS (SELECT FROM own)
-    ORDER BY run_at, id LIMIT $4::int
-)
-UPDATE {{schema}}.jobs j
-SET status = 'running', lease_id = $1::text::uuid, started_at = now(), attempt = j.attempt + 1, claims = j.claims + 1
-WHERE j.id = ANY (ARRAY(SELECT id FROM picked))
-RETURNING j.id::text, j.name, j.queue, j.status, j.payload, j.result, j.run_at, j.created_at, j.started_at, j.finished_at,
-    j.attempt, j.max_attempts, j.errors, coalesce(j.timeout_ms, 0), j.claims`
+SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims
+FROM {{schema}}.claim($2::text, $4::bool, $5::bool, $3::text[], $1::text::uuid, $6::int, $7::timestamptz)`
 
 const claimBlockingSQL = `
-SELECT j.id::text, j.name, j.queue, j.status, j.payload, j.result, j.run_at, j.created_at, j.started_at, j.finished_at,
-    j.attempt, j.max_attempts, j.errors, coalesce(j.timeout_ms, 0), j.claims
-FROM {{schema}}.claim_blocking($2::text, $4::bool, $1::text::uuid, $3::text[]) AS j`
+SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims
+FROM {{schema}}.claim_blocking($2::text, $4::bool, $3::text[], $1::text::uuid)`
 
 // claimTimeout bounds a claim. It has no other deadline: a claim that is cut
 // off may have happened all the same.
 const claimTimeout = 30 * time.Second
 
-// claimed are jobs whose attempt has begun, and the lease they run under.
+// startWithin is how long a claimed job may wait for its handler's start before
+// it is handed back.
+const startWithin = time.Second
+
+// claimed are jobs whose attempt has begun, and what they run under.
 type claimed struct {
 	jobs  []*Job
 	lease context.Context // ends when the lease is lost or Shutdown gives up waiting
+	late  <-chan struct{} // closed when those not started by then are to be handed back
 }
 
-// claim starts an attempt of up to n due jobs; in a blocking queue, of one.
+// claim starts an attempt of up to n due jobs; in a blocking queue, of one. The
+// functions in sql/ say how claims are kept apart.
 func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int) (claimed, error) {
+	if len(s.names) == 0 {
+		return claimed{}, nil
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
 	defer cancel()
 	// Between the claim in the database and the note that we have it, nobody may
@@ -67,42 +54,139 @@ func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int
 	if err != nil {
 		return claimed{}, fmt.Errorf("claim jobs: take a lease: %w", err)
 	}
-	var rows pgx.Rows
-	if q.blocking() {
-		rows, err = s.pool.Query(ctx, s.sql(claimBlockingSQL), id, string(q.name), s.names, q.SkipFailed)
-	} else {
-		rows, err = s.pool.Query(ctx, s.sql(claimSQL), id, string(q.name), s.names, n,
-			status != JobStatusFailed, status != JobStatusPending)
-	}
-	var jobs []*Job
-	if err == nil {
-		jobs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Job, error) {
-			job := &Job{}
-			return job, job.scan(row)
-		})
-	}
+	jobs, err := s.askForJobs(ctx, q, status, id, n)
 	if err != nil {
 		s.suspects.Store(suspectBeats)
 		return claimed{}, fmt.Errorf("claim jobs: %w", err)
 	}
-	for _, job := range jobs {
-		s.lease.keep(s, job)
+	if len(jobs) == 0 {
+		return claimed{}, nil
+	}
+	s.lease.keep(s, jobs)
+	late := make(chan struct{})
+	time.AfterFunc(startWithin, func() { close(late) })
+	return claimed{jobs, life, late}, nil
+}
+
+func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, lease string, n int) ([]*Job, error) {
+	if q.blocking() {
+		rows, err := s.pool.Query(ctx, s.sql(claimBlockingSQL), lease, string(q.name), s.names, q.SkipFailed)
+		if err != nil {
+			return nil, err
+		}
+		return scanClaimed(rows, q)
+	}
+	since := q.progress.since()
+	rows, err := s.pool.Query(ctx, s.sql(claimSQL), lease, string(q.name), s.names,
+		status != JobStatusFailed, status != JobStatusPending, n, since)
+	if err != nil {
+		return nil, err
+	}
+	jobs, err := scanClaimed(rows, q)
+	if err == nil && len(jobs) == n {
+		q.progress.reached(jobs[n-1].RunAt)
+		return jobs, nil
+	}
+	q.progress.forget()
+	if err == nil && since != nil {
+		// There may be more, due earlier.
+		var more []*Job
+		more, err = s.askForJobs(ctx, q, status, lease, n-len(jobs))
+		jobs = append(jobs, more...)
+	}
+	return jobs, err
+}
+
+// progress is how far claims have come in a queue that is being worked off.
+// Looking only from there on is right for a moment; then everything is looked
+// at again, for jobs that became due earlier.
+type progress struct {
+	mu    sync.Mutex
+	at    time.Time // run_at of the last job claimed; zero: look at everything
+	began time.Time
+}
+
+const progressFor = time.Second
+
+func (p *progress) since() *time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.at.IsZero() || time.Since(p.began) > progressFor {
+		return nil
+	}
+	at := p.at
+	return &at
+}
+
+func (p *progress) reached(at time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.at.IsZero() || time.Since(p.began) > progressFor {
+		p.began = time.Now()
+	}
+	p.at = at
+}
+
+func (p *progress) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.at = time.Time{}
+}
+
+// scanClaimed reads the columns of claimSQL, oldest job first.
+func scanClaimed(rows pgx.Rows, q *queue) ([]*Job, error) {
+	defer rows.Close()
+	var jobs []*Job
+	now := time.Now()
+	for rows.Next() {
+		job := &Job{Queue: q.name, Status: JobStatusRunning, Errors: []JobError{}, claimedAt: now}
+		var startedAt time.Time
+		var failures []byte
+		var timeoutMS int64
+		err := rows.Scan(&job.key, &job.Name, (*[]byte)(&job.Payload), &job.RunAt, &job.CreatedAt, &startedAt,
+			&job.Attempt, &job.MaxAttempts, &failures, &timeoutMS, &job.claims)
+		if err != nil {
+			return nil, err
+		}
+		job.ID = uuid.UUID(job.key.Bytes).String()
+		startedAt = startedAt.UTC()
+		job.RunAt, job.CreatedAt, job.StartedAt = job.RunAt.UTC(), job.CreatedAt.UTC(), &startedAt
+		job.Timeout = time.Duration(timeoutMS) * time.Millisecond
+		if err := job.setErrors(failures); err != nil {
+			return nil, err
+		}
+		jobs = append(jobs, job)
 	}
 	slices.SortFunc(jobs, func(a, b *Job) int {
 		return cmp.Or(a.RunAt.Compare(b.RunAt), cmp.Compare(a.ID, b.ID))
 	})
-	return claimed{jobs, life}, nil
+	return jobs, rows.Err()
 }
 
-// suspectBeats is for how many heartbeats after a failed claim its traces are
+// setErrors reads the column errors.
+func (j *Job) setErrors(text []byte) error {
+	j.Errors = []JobError{}
+	if text == nil {
+		return nil
+	}
+	if err := json.Unmarshal(text, &j.Errors); err != nil {
+		return fmt.Errorf("errors of job %s: %w", j.ID, err)
+	}
+	for i := range j.Errors {
+		j.Errors[i].At = j.Errors[i].At.UTC()
+	}
+	return nil
+}
+
+// suspectBeats is for how many renewals after a failed claim its traces are
 // looked for: the database may finish a statement well after the connection
 // was lost.
 const suspectBeats = 6
 
 const handBackSQL = `
 UPDATE {{schema}}.jobs j
-SET status = 'pending', lease_id = NULL, attempt = j.attempt - 1
-WHERE j.status = 'running' AND j.lease_id = $1::text::uuid AND NOT j.id = ANY ($2::text[]::uuid[])`
+SET status = 'pending', lane = 0, lease_id = NULL, attempt = j.attempt - 1
+WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = $1::text::uuid AND NOT j.id = ANY ($2::uuid[])`
 
 // reconcile hands back jobs that a claim took without our getting to know,
 // because the connection was lost before the answer. They are running under
@@ -128,6 +212,34 @@ func (s *Scheduler) reconcile(ctx context.Context) {
 		s.config.Logger.Warn("scheduler: handed back jobs of a claim whose answer was lost", "jobs", n)
 	}
 	s.suspects.Add(-1)
+}
+
+const settleSQL = `SELECT {{schema}}.settle($1::text::uuid, $2::uuid[])`
+
+// settleAfter is how long a job runs before it is moved out of the way of
+// claims; settleAtLeast is how many such jobs are worth a write.
+const (
+	settleAfter   = time.Second
+	settleAtLeast = 32
+)
+
+// settle moves jobs that have been running for a while out of the way of claims.
+func (s *Scheduler) settle(ctx context.Context) {
+	lease, jobs := s.lease.unsettled(time.Now().Add(-settleAfter))
+	if len(jobs) < settleAtLeast {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	ids := make([]pgtype.UUID, len(jobs))
+	for i, job := range jobs {
+		ids[i] = job.key
+	}
+	if _, err := s.pool.Exec(ctx, s.sql(settleSQL), lease, ids); err != nil {
+		s.config.Logger.Warn("scheduler: can't settle running jobs", "error", err)
+		return
+	}
+	s.lease.settled(jobs)
 }
 
 const rescueSQL = `SELECT id::text, status, attempt, name FROM {{schema}}.rescue()`

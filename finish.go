@@ -1,7 +1,7 @@
 package scheduler
 
 import (
-	"cmp"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // outcome is the verdict over one attempt, on its way into the database.
@@ -26,19 +27,8 @@ type outcome struct {
 	recorded func(*outcome)
 }
 
-// finishSQL records outcomes. Every write is fenced on the claim that the
-// attempt began with: a job that was rescued, or claimed again, is left alone.
 const finishSQL = `
-UPDATE {{schema}}.jobs j
-SET status = f.status, lease_id = NULL, result = f.result::jsonb,
-    attempt = j.attempt - f.refund,
-    run_at = CASE WHEN f.delay_us IS NULL THEN j.run_at ELSE now() + f.delay_us * interval '1 microsecond' END,
-    finished_at = CASE WHEN f.status IN ('succeeded', 'dead') THEN now() END,
-    errors = CASE WHEN f.failure IS NULL THEN j.errors ELSE {{schema}}.with_error(j.errors, j.attempt, f.failure) END
-FROM unnest($1::text[]::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::int[])
-    AS f (id, claims, status, result, failure, delay_us, refund)
-WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running'
-RETURNING j.id::text`
+SELECT {{schema}}.finish($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::int[])`
 
 // mostFinished bounds how many outcomes are recorded in one statement.
 const mostFinished = 1000
@@ -78,10 +68,15 @@ func (f *finisher) write(s *Scheduler) {
 		f.mu.Unlock()
 
 		s.finish(batch)
+		s.lease.forget(batch)
+		worked := 0
 		for _, o := range batch {
-			s.lease.forget(o.job)
+			if !o.handed {
+				worked++
+			}
 			o.recorded(o)
 		}
+		s.capacity.put(len(batch), worked)
 	}
 }
 
@@ -90,7 +85,7 @@ func (f *finisher) write(s *Scheduler) {
 // process ends before that, the jobs' leases run out.
 func (s *Scheduler) finish(batch []*outcome) {
 	// In order of id, as rescue locks them too, so that they can't deadlock.
-	slices.SortFunc(batch, func(a, b *outcome) int { return cmp.Compare(a.job.ID, b.job.ID) })
+	slices.SortFunc(batch, func(a, b *outcome) int { return bytes.Compare(a.job.key.Bytes[:], b.job.key.Bytes[:]) })
 	wait := 50 * time.Millisecond
 	for {
 		err := s.tryFinish(batch)
@@ -142,11 +137,11 @@ func (s *Scheduler) finishRefused(batch []*outcome, err error) {
 
 func (s *Scheduler) tryFinish(batch []*outcome) error {
 	n := len(batch)
-	ids, statuses := make([]string, n), make([]string, n)
+	ids, statuses := make([]pgtype.UUID, n), make([]string, n)
 	claims, refunds := make([]int32, n), make([]int32, n)
 	results, failures, delays := make([]*string, n), make([]*string, n), make([]*int64, n)
 	for i, o := range batch {
-		ids[i], claims[i], statuses[i], refunds[i] = o.job.ID, o.job.claims, string(o.status), o.refund
+		ids[i], claims[i], statuses[i], refunds[i] = o.job.key, o.job.claims, string(o.status), o.refund
 		results[i], failures[i] = o.result, o.failure
 		if o.delay != nil {
 			microseconds := o.delay.Microseconds()
@@ -159,13 +154,12 @@ func (s *Scheduler) tryFinish(batch []*outcome) error {
 	if err != nil {
 		return err
 	}
-	done := make(map[string]bool, n)
-	var id string
-	if _, err = pgx.ForEachRow(rows, []any{&id}, func() error { done[id] = true; return nil }); err != nil {
+	leftAlone, err := pgx.CollectRows(rows, pgx.RowTo[pgtype.UUID])
+	if err != nil {
 		return err
 	}
 	for _, o := range batch {
-		o.dropped = !done[o.job.ID]
+		o.dropped = slices.Contains(leftAlone, o.job.key)
 	}
 	return nil
 }

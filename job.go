@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // JobStatus is where a job is in its life.
@@ -44,7 +45,10 @@ type Job struct {
 	Errors      []JobError      `json:"errors"` // newest last; the newest 20 are kept
 	Timeout     time.Duration   `json:"-"`      // of one attempt; 0: what the queue says
 
-	claims int32 // which claim of the row this is: the fence of every write
+	key       pgtype.UUID // the id as the database takes it
+	claims    int32       // which claim of the row this is: the fence of every write
+	claimedAt time.Time   // by this process's clock
+	settled   bool        // out of the way of claims; guarded by the lease
 }
 
 // JobError is one failed attempt.
@@ -87,17 +91,24 @@ const mostPayload = 1 << 20
 // error is an *InputError if name or data can't be used (also ErrUnknownJobName
 // or ErrUnknownQueue), and then nothing is stored.
 func (s *Scheduler) CreateJob(ctx context.Context, name string, data JobData) (*Job, error) {
-	job, err := s.insertJob(ctx, s.pool, name, data)
+	job, dueIn, heard, err := s.insertJob(ctx, s.pool, name, data)
 	if err != nil {
 		return nil, fmt.Errorf("create job: %w", err)
 	}
+	s.created(job.Queue, dueIn, heard)
 	return job, nil
 }
+
+const notifyCreatedSQL = `SELECT {{schema}}.notify_created($1::text, $2::timestamptz)`
 
 // CreateJobTx is CreateJob inside the caller's transaction: the job exists
 // when, and only when, that commits.
 func (s *Scheduler) CreateJobTx(ctx context.Context, tx pgx.Tx, name string, data JobData) (*Job, error) {
-	job, err := s.insertJob(ctx, tx, name, data)
+	job, _, heard, err := s.insertJob(ctx, tx, name, data)
+	if err == nil && (heard || s.lease.own() != nil) {
+		// Sent when tx commits, also to this process.
+		_, err = tx.Exec(ctx, s.sql(notifyCreatedSQL), string(job.Queue), job.RunAt)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create job: %w", err)
 	}
@@ -109,41 +120,43 @@ type querier interface {
 }
 
 const insertJobSQL = `
-WITH created AS (
-    INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms)
-    VALUES ($1::text::uuid, $2::text, $3::text, $4::text::jsonb, coalesce($5::timestamptz, now()), $6::int, $7::bigint)
-    RETURNING queue, run_at, created_at
-)
-SELECT run_at, created_at, {{schema}}.notify_created(queue, run_at)::text FROM created`
+INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms)
+VALUES ($1::uuid, $2::text, $3::text, $4::text::jsonb, coalesce($5::timestamptz, now()), $6::int, $7::bigint)
+RETURNING run_at, created_at, (extract(epoch FROM run_at - now()) * 1000000)::bigint,
+    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid)`
 
-func (s *Scheduler) insertJob(ctx context.Context, db querier, name string, data JobData) (*Job, error) {
+// insertJob stores a job. dueIn is how long until it is due, heard whether
+// another process waits to be notified.
+func (s *Scheduler) insertJob(ctx context.Context, db querier, name string, data JobData) (job *Job, dueIn time.Duration, heard bool, err error) {
 	row, err := s.newRow(name, data)
 	if err != nil {
-		return nil, err
+		return nil, 0, false, err
 	}
-	job := &Job{
-		ID: row.id, Name: name, Queue: JobQueue(row.queue), Status: JobStatusPending, Payload: json.RawMessage(row.payload),
+	job = &Job{
+		ID: row.id.String(), Name: name, Queue: JobQueue(row.queue), Status: JobStatusPending, Payload: json.RawMessage(row.payload),
 		MaxAttempts: int(row.maxAttempts), Timeout: data.Timeout, Errors: []JobError{},
 	}
-	err = db.QueryRow(ctx, s.sql(insertJobSQL), row.id, name, row.queue, row.payload, row.runAt, row.maxAttempts, row.timeoutMS).
-		Scan(&job.RunAt, &job.CreatedAt, nil)
+	var dueInUS int64
+	err = db.QueryRow(ctx, s.sql(insertJobSQL), pgtype.UUID{Bytes: row.id, Valid: true}, name, row.queue, row.payload, row.runAt, row.maxAttempts, row.timeoutMS, s.lease.own()).
+		Scan(&job.RunAt, &job.CreatedAt, &dueInUS, &heard)
 	if err != nil {
-		return nil, refusedByPostgres("payload", err)
+		return nil, 0, false, refusedByPostgres("payload", err)
 	}
 	job.RunAt, job.CreatedAt = job.RunAt.UTC(), job.CreatedAt.UTC()
-	return job, nil
+	return job, time.Duration(dueInUS) * time.Microsecond, heard, nil
 }
 
 const insertJobsSQL = `
 WITH created AS (
     INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms)
-    SELECT n.id::uuid, n.name, n.queue, n.payload::jsonb, coalesce(n.run_at, now()), n.max_attempts, n.timeout_ms
-    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[])
+    SELECT n.id, n.name, n.queue, n.payload::jsonb, coalesce(n.run_at, now()), n.max_attempts, n.timeout_ms
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[])
         AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms)
     RETURNING queue, run_at
 )
-SELECT count({{schema}}.notify_created(queue, run_at)::text)
-FROM (SELECT queue, min(run_at) AS run_at FROM created GROUP BY queue) AS queues`
+SELECT queue, (extract(epoch FROM min(run_at) - now()) * 1000000)::bigint,
+    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid)
+FROM created GROUP BY queue`
 
 // CreateJobs stores all jobs or, if one of them is refused, none, and returns
 // their ids in the same order. The error is that of CreateJob; the field says
@@ -154,6 +167,7 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 	}
 	n := len(jobs)
 	ids = make([]string, n)
+	keys := make([]pgtype.UUID, n)
 	names, queues, payloads := make([]string, n), make([]string, n), make([]string, n)
 	runAts, maxAttempts, timeouts := make([]*time.Time, n), make([]int32, n), make([]*int64, n)
 	for i, job := range jobs {
@@ -165,11 +179,20 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 			}
 			return nil, fmt.Errorf("create jobs: %w", err)
 		}
-		ids[i], names[i], queues[i], payloads[i] = row.id, job.Name, row.queue, row.payload
+		ids[i], keys[i] = row.id.String(), pgtype.UUID{Bytes: row.id, Valid: true}
+		names[i], queues[i], payloads[i] = job.Name, row.queue, row.payload
 		runAts[i], maxAttempts[i], timeouts[i] = row.runAt, row.maxAttempts, row.timeoutMS
 	}
-	var notified int
-	err = s.pool.QueryRow(ctx, s.sql(insertJobsSQL), ids, names, queues, payloads, runAts, maxAttempts, timeouts).Scan(&notified)
+	rows, err := s.pool.Query(ctx, s.sql(insertJobsSQL), keys, names, queues, payloads, runAts, maxAttempts, timeouts, s.lease.own())
+	if err == nil {
+		var queue JobQueue
+		var dueInUS int64
+		var heard bool
+		_, err = pgx.ForEachRow(rows, []any{&queue, &dueInUS, &heard}, func() error {
+			s.created(queue, time.Duration(dueInUS)*time.Microsecond, heard)
+			return nil
+		})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create jobs: %w", refusedByPostgres("payload", err))
 	}
@@ -178,10 +201,11 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 
 // newRow is a job as it is stored, checked.
 type newRow struct {
-	id, queue, payload string
-	runAt              *time.Time // nil: now
-	maxAttempts        int32
-	timeoutMS          *int64 // nil: what the queue says
+	id             uuid.UUID
+	queue, payload string
+	runAt          *time.Time // nil: now
+	maxAttempts    int32
+	timeoutMS      *int64 // nil: what the queue says
 }
 
 func (s *Scheduler) newRow(name string, data JobData) (row newRow, err error) {
@@ -218,11 +242,10 @@ func (s *Scheduler) newRow(name string, data JobData) (row newRow, err error) {
 	if row.payload, err = encodeJSON(data.Payload); err != nil {
 		return row, &InputError{"payload", err}
 	}
-	id, err := uuid.NewV7()
-	if err != nil {
+	if row.id, err = uuid.NewV7(); err != nil {
 		return row, fmt.Errorf("make a job id: %w", err)
 	}
-	row.id, row.queue, row.maxAttempts = id.String(), string(q.name), int32(data.MaxAttempts)
+	row.queue, row.maxAttempts = string(q.name), int32(data.MaxAttempts)
 	if row.maxAttempts == 0 {
 		row.maxAttempts = int32(q.MaxAttempts)
 	}
@@ -244,7 +267,7 @@ func isBadData(code string) bool { return len(code) == 5 && (code[:2] == "22" ||
 
 const getJobSQL = `
 SELECT id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
-    attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims
+    attempt, max_attempts, errors, coalesce(timeout_ms, 0)
 FROM {{schema}}.jobs WHERE id = $1::text::uuid`
 
 // GetJob returns the job with this id, in any letter case. The error is
@@ -269,7 +292,7 @@ func (j *Job) scan(row pgx.Row) error {
 	var failures []byte
 	var timeoutMS int64
 	err := row.Scan(&j.ID, &j.Name, &j.Queue, &j.Status, (*[]byte)(&j.Payload), (*[]byte)(&j.Result), &j.RunAt, &j.CreatedAt,
-		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &j.claims)
+		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS)
 	if err != nil {
 		return err
 	}
@@ -280,15 +303,5 @@ func (j *Job) scan(row pgx.Row) error {
 			*at = at.UTC()
 		}
 	}
-	j.Errors = []JobError{}
-	if failures == nil {
-		return nil
-	}
-	if err := json.Unmarshal(failures, &j.Errors); err != nil {
-		return fmt.Errorf("errors of job %s: %w", j.ID, err)
-	}
-	for i := range j.Errors {
-		j.Errors[i].At = j.Errors[i].At.UTC()
-	}
-	return nil
+	return j.setErrors(failures)
 }

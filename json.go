@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -49,6 +50,9 @@ func checkJSON(text []byte) error {
 	if !utf8.Valid(text) {
 		return errors.New("expected UTF-8, got other bytes")
 	}
+	if err := checkNumbers(text); err != nil {
+		return err
+	}
 	for i := 0; i < len(text); i++ {
 		if text[i] != '\\' {
 			continue
@@ -79,4 +83,49 @@ func checkJSON(text []byte) error {
 func hexUnit(text []byte) uint64 {
 	unit, _ := strconv.ParseUint(string(text[:4]), 16, 16)
 	return unit
+}
+
+// checkNumbers refuses numbers that are short here and long in Postgres, which
+// stores and returns them written out: 1e131071 has as many digits, and a few
+// thousand of those are more than it can return in one piece.
+func checkNumbers(text []byte) error {
+	written := len(text)
+	inString := false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case inString && c == '\\':
+			i++
+		case c == '"':
+			inString = !inString
+		case !inString && (c == '-' || c >= '0' && c <= '9'):
+			end := i + 1
+			for end < len(text) && strings.IndexByte("0123456789+-.eE", text[end]) >= 0 {
+				end++
+			}
+			number := string(text[i:end])
+			exponent, err := exponentOf(number)
+			if err != nil || exponent > mostExponent {
+				return fmt.Errorf("has the number %s: expected an exponent of at most %d", shown(number), mostExponent)
+			}
+			if written += exponent; written > mostPayload {
+				return fmt.Errorf("has the number %s: expected at most %d bytes with all numbers written out", shown(number), mostPayload)
+			}
+			i = end - 1
+		}
+	}
+	return nil
+}
+
+// mostExponent bounds the exponent of a number, up and down; Postgres stores no
+// more digits than that after the point.
+const mostExponent = 16383
+
+// exponentOf is how many digits a number has more when it is written out.
+func exponentOf(number string) (int, error) {
+	at := strings.IndexAny(number, "eE")
+	if at < 0 {
+		return 0, nil
+	}
+	exponent, err := strconv.Atoi(number[at+1:])
+	return max(exponent, -exponent), err
 }

@@ -6,9 +6,11 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // lease is the one lease of this process: a row in the database that says
@@ -27,11 +29,12 @@ type lease struct {
 	ctx   context.Context
 	lose  context.CancelCauseFunc
 
-	listens bool // whether the resident loop wants to be notified
+	listens bool                   // whether the resident loop wants to be notified
+	told    atomic.Pointer[string] // the lease, while the database knows that it listens
 
 	heldMu  sync.Mutex
-	held    map[string]int32 // jobs claimed and not yet recorded as finished: id to claim
-	users   int              // jobs, and the resident loop
+	held    map[*Job]struct{} // jobs claimed and not yet recorded as finished
+	users   int               // jobs, and the resident loop
 	beating sync.WaitGroup
 	beats   bool
 }
@@ -67,12 +70,20 @@ func (l *lease) listen(listens bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.listens = listens
+	l.told.Store(nil)
 }
 
 func (l *lease) tell(ctx context.Context, s *Scheduler) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.renew(ctx, s)
+}
+
+// noteTold is called with l.mu held when the row of the lease is written.
+func (l *lease) noteTold() {
+	if id := l.id; l.listens {
+		l.told.Store(&id)
+	}
 }
 
 // renew extends the lease, or takes a new one if there is none or it is lost.
@@ -89,12 +100,13 @@ func (l *lease) renew(ctx context.Context, s *Scheduler) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if held {
-		tag, err := s.pool.Exec(ctx, s.sql(renewLeaseSQL), l.id, ttl.Microseconds(), l.listens)
+		tag, err := s.execUrgently(ctx, s.sql(renewLeaseSQL), l.id, ttl.Microseconds(), l.listens)
 		if err != nil {
 			return err
 		}
 		if tag.RowsAffected() == 1 {
 			l.until = until
+			l.noteTold()
 			return nil
 		}
 	}
@@ -104,11 +116,12 @@ func (l *lease) renew(ctx context.Context, s *Scheduler) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.pool.Exec(ctx, s.sql(takeLeaseSQL), id.String(), holder(), ttl.Microseconds(), l.listens); err != nil {
+	if _, err := s.execUrgently(ctx, s.sql(takeLeaseSQL), id.String(), holder(), ttl.Microseconds(), l.listens); err != nil {
 		return err
 	}
 	l.id, l.until = id.String(), until
 	l.ctx, l.lose = context.WithCancelCause(s.life)
+	l.noteTold()
 	return nil
 }
 
@@ -135,6 +148,10 @@ func holder() string {
 	return host + ":" + strconv.Itoa(os.Getpid())
 }
 
+// own returns the lease under which this process is notified of created jobs;
+// nil if it is not.
+func (l *lease) own() *string { return l.told.Load() }
+
 // use counts a user of the lease; while there is one, the lease is renewed.
 func (l *lease) use(s *Scheduler) {
 	l.heldMu.Lock()
@@ -152,31 +169,36 @@ func (l *lease) unuse() {
 	l.users--
 }
 
-// keep notes a claimed job; forget is its counterpart.
-func (l *lease) keep(s *Scheduler, job *Job) {
+// keep notes claimed jobs; forget is its counterpart.
+func (l *lease) keep(s *Scheduler, jobs []*Job) {
 	l.use(s)
 	l.heldMu.Lock()
 	defer l.heldMu.Unlock()
+	l.users += len(jobs) - 1
 	if l.held == nil {
-		l.held = map[string]int32{}
+		l.held = map[*Job]struct{}{}
 	}
-	l.held[job.ID] = job.claims
+	for _, job := range jobs {
+		l.held[job] = struct{}{}
+	}
 }
 
-func (l *lease) forget(job *Job) {
+func (l *lease) forget(batch []*outcome) {
 	l.heldMu.Lock()
-	if l.held[job.ID] == job.claims {
-		delete(l.held, job.ID)
+	defer l.heldMu.Unlock()
+	l.users -= len(batch)
+	for _, o := range batch {
+		delete(l.held, o.job)
 	}
-	l.heldMu.Unlock()
-	l.unuse()
 }
 
-// beat renews the lease three times in its life until nobody uses it.
+// beat renews the lease three times in its life until nobody uses it, and looks
+// after the jobs that are held under it.
 func (l *lease) beat(s *Scheduler) {
 	pause := s.config.Lease / 3
+	renewAt := time.Now().Add(pause)
 	for {
-		timer := time.NewTimer(pause)
+		timer := time.NewTimer(min(time.Until(renewAt), settleAfter))
 		select {
 		case <-timer.C:
 		case <-s.gone.Done():
@@ -189,6 +211,10 @@ func (l *lease) beat(s *Scheduler) {
 			return
 		}
 		l.heldMu.Unlock()
+		if time.Now().Before(renewAt) {
+			s.settle(s.gone)
+			continue
+		}
 
 		l.mu.Lock()
 		before := l.id
@@ -203,6 +229,7 @@ func (l *lease) beat(s *Scheduler) {
 			s.config.Logger.Warn("scheduler: can't renew the lease", "error", err)
 			pause = s.config.Lease / 20
 		}
+		renewAt = time.Now().Add(pause)
 		if renewed {
 			s.reconcile(s.gone)
 		}
@@ -232,14 +259,37 @@ DELETE FROM {{schema}}.leases l WHERE l.id = $1::text::uuid
     AND NOT EXISTS (SELECT FROM {{schema}}.jobs j WHERE j.status = 'running' AND j.lease_id = l.id)`
 
 // holdings returns the lease and the ids of the jobs held under it.
-func (l *lease) holdings() (id string, jobs []string) {
+func (l *lease) holdings() (id string, jobs []pgtype.UUID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.heldMu.Lock()
 	defer l.heldMu.Unlock()
-	jobs = make([]string, 0, len(l.held))
-	for id := range l.held {
-		jobs = append(jobs, id)
+	jobs = make([]pgtype.UUID, 0, len(l.held))
+	for job := range l.held {
+		jobs = append(jobs, job.key)
 	}
 	return l.id, jobs
+}
+
+// unsettled returns the lease and the jobs held under it that were claimed
+// before a time and are still in the way of claims.
+func (l *lease) unsettled(before time.Time) (id string, jobs []*Job) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.heldMu.Lock()
+	defer l.heldMu.Unlock()
+	for job := range l.held {
+		if !job.settled && job.claimedAt.Before(before) {
+			jobs = append(jobs, job)
+		}
+	}
+	return l.id, jobs
+}
+
+func (l *lease) settled(jobs []*Job) {
+	l.heldMu.Lock()
+	defer l.heldMu.Unlock()
+	for _, job := range jobs {
+		job.settled = true
+	}
 }

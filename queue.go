@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -59,7 +60,10 @@ const (
 // queue is one declared queue with all its settings filled in.
 type queue struct {
 	QueueConfig
-	name JobQueue
+	name     JobQueue
+	progress progress
+	draining atomic.Bool // the resident loop is claiming its jobs
+	unpolled atomic.Bool // a poll left it out because of that
 }
 
 func (q *queue) blocking() bool { return q.Extends == JobQueueBlocking }

@@ -161,29 +161,25 @@ func (r *run) pick(ctx context.Context) error {
 			r.free.Wait() // strictly one after another
 			want = 1
 		}
-		slots := r.s.takeSlots(ctx, want, r.patience())
-		if ctx.Err() != nil {
-			r.s.returnSlots(slots)
+		room := r.s.capacity.take(ctx, want, r.patience())
+		if room == 0 {
 			return context.Cause(ctx)
 		}
-		if slots == 0 {
-			return nil
-		}
-		got, err := r.s.claim(ctx, r.queue, r.filter.Status, slots)
-		r.s.returnSlots(slots - len(got.jobs))
+		got, err := r.s.claim(ctx, r.queue, r.filter.Status, room)
+		r.s.capacity.put(room-len(got.jobs), 0)
 		if err != nil {
 			return err
 		}
 		r.start(got)
 		left -= len(got.jobs)
-		if len(got.jobs) < slots {
+		if len(got.jobs) < room {
 			return nil
 		}
 	}
 	return nil
 }
 
-// patience is how long a run waits for a slot: while it has jobs of its own
+// patience is how long a run waits for room: while it has jobs of its own
 // running, as long as it takes. Without, only so long, or the calls of a worker
 // would pile up before a service that is busy for hours.
 func (r *run) patience() <-chan time.Time {
@@ -201,8 +197,9 @@ func (r *run) start(got claimed) {
 	r.report.Running += len(got.jobs)
 	r.mu.Unlock()
 	r.free.Add(len(got.jobs))
+	recorded := r.recorded
 	for _, job := range got.jobs {
-		go r.s.handle(r.values, got.lease, r.queue, job, r.recorded)
+		go r.s.handle(r.values, got, r.queue, job, recorded)
 	}
 }
 
@@ -225,7 +222,6 @@ func (r *run) recorded(o *outcome) {
 		r.report.Snoozed++
 	}
 	r.mu.Unlock()
-	r.s.returnSlots(1)
 	r.free.Done()
 }
 
@@ -233,38 +229,6 @@ func (r *run) snapshot() RunReport {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.report
-}
-
-// takeSlots takes up to most slots for handlers: it waits for the first one,
-// and returns 0 when ctx ends or giveUp fires before.
-func (s *Scheduler) takeSlots(ctx context.Context, most int, giveUp <-chan time.Time) int {
-	select {
-	case <-s.slots:
-	case <-ctx.Done():
-		return 0
-	default:
-		select {
-		case <-s.slots:
-		case <-ctx.Done():
-			return 0
-		case <-giveUp:
-			return 0
-		}
-	}
-	for n := 1; n < most; n++ {
-		select {
-		case <-s.slots:
-		default:
-			return n
-		}
-	}
-	return most
-}
-
-func (s *Scheduler) returnSlots(n int) {
-	for range n {
-		s.slots <- struct{}{}
-	}
 }
 
 const nextDueSQL = `SELECT {{schema}}.next_due($1::text, $2::text, $3::text[])`

@@ -96,10 +96,12 @@ type Scheduler struct {
 	underway sync.WaitGroup          // everything that Shutdown waits for
 
 	slots    chan struct{} // a value for each handler that may start
-	claims   sync.RWMutex  // read-locked while a claim is in flight, see reconcile
-	suspects atomic.Int32  // above 0: a claim may have left traces, see reconcile
+	capacity capacity
+	claims   sync.RWMutex // read-locked while a claim is in flight, see reconcile
+	suspects atomic.Int32 // above 0: a claim may have left traces, see reconcile
 	lease    lease
 	finisher finisher
+	notifier notifier
 	cleaner  cleaner
 	resident resident
 }
@@ -121,7 +123,7 @@ func New(pool *pgxpool.Pool, config Config) (*Scheduler, error) {
 		return nil, fmt.Errorf("new scheduler: %w", err)
 	}
 
-	s := &Scheduler{pool: pool, config: config, queues: queues}
+	s := &Scheduler{pool: pool, config: config, queues: queues, names: []string{}} // not nil: in SQL that is any name
 	for name := range config.JobNames {
 		s.names = append(s.names, name)
 	}
@@ -131,6 +133,7 @@ func New(pool *pgxpool.Pool, config Config) (*Scheduler, error) {
 	s.gone, s.leave = context.WithCancel(context.Background())
 	s.resident.alarm = newAlarm()
 	s.slots = make(chan struct{}, config.Concurrency)
+	s.capacity = capacity{slots: config.Concurrency, freed: make(chan struct{})}
 	for range config.Concurrency {
 		s.slots <- struct{}{}
 	}

@@ -14,7 +14,8 @@ import (
 // resident is the state of Work.
 type resident struct {
 	working atomic.Bool
-	alarm   *alarm // rings when the database is to be asked what is due
+	alarm   *alarm                                     // rings when the database is to be asked what is due
+	wakes   atomic.Pointer[map[JobQueue]chan struct{}] // one for each queue; nil while there is no Work
 }
 
 var errWorking = errors.New("already working: one Work serves all queues")
@@ -56,6 +57,8 @@ func (s *Scheduler) Work(ctx context.Context) error {
 		wakes[name] = wake
 		group.Go(func() { s.workQueue(ctx, values, q, wake) })
 	}
+	s.resident.wakes.Store(&wakes)
+	defer s.resident.wakes.Store(nil)
 	if s.canListen() {
 		group.Go(func() { s.keepListening(ctx, wakes) })
 	}
@@ -90,7 +93,13 @@ func (s *Scheduler) workQueue(ctx, values context.Context, q *queue, wake <-chan
 		case <-ctx.Done():
 			return
 		}
-		if err := s.drain(ctx, values, q); err != nil && ctx.Err() == nil {
+		q.draining.Store(true)
+		err := s.drain(ctx, values, q)
+		q.draining.Store(false)
+		if q.unpolled.Swap(false) {
+			s.resident.alarm.in(0)
+		}
+		if err != nil && ctx.Err() == nil {
 			s.config.Logger.Warn("scheduler: can't claim jobs", "queue", q.name, "error", err)
 			s.resident.alarm.in(min(time.Second, s.config.PollInterval))
 		}
@@ -98,84 +107,95 @@ func (s *Scheduler) workQueue(ctx, values context.Context, q *queue, wake <-chan
 }
 
 func (s *Scheduler) drain(ctx, values context.Context, q *queue) error {
-	var underway sync.WaitGroup // waited for only in a blocking queue
+	free := make(chan struct{}, 1) // in a blocking queue: the job that holds it is recorded
 	recorded := func(o *outcome) {
 		if o.delay != nil && !o.dropped {
 			s.resident.alarm.in(*o.delay)
 		}
-		s.returnSlots(1)
 		s.underway.Done()
-		underway.Done()
+		wake(free)
 	}
 	for {
-		want := s.config.Concurrency
+		want := mostLimit
 		if q.blocking() {
-			underway.Wait()
 			want = 1
 		}
-		slots := s.takeSlots(ctx, want, nil)
-		if slots == 0 {
+		room := s.capacity.take(ctx, want, nil)
+		if room == 0 {
 			return nil
 		}
-		got, err := s.claim(ctx, q, JobStatusAny, slots)
-		s.returnSlots(slots - len(got.jobs))
+		got, err := s.claim(ctx, q, JobStatusAny, room)
+		s.capacity.put(room-len(got.jobs), 0)
 		if err != nil {
 			return err
 		}
-		underway.Add(len(got.jobs))
 		s.underway.Add(len(got.jobs)) // Work is still counted, so Shutdown has not stopped waiting
 		for _, job := range got.jobs {
-			go s.handle(values, got.lease, q, job, recorded)
+			go s.handle(values, got, q, job, recorded)
 		}
-		if len(got.jobs) < slots {
+		if len(got.jobs) < room {
 			return nil
+		}
+		if q.blocking() {
+			select {
+			case <-free:
+			case <-ctx.Done():
+				return nil
+			}
 		}
 	}
 }
 
 const pollSQL = `
-SELECT q.name, (extract(epoch FROM {{schema}}.next_due(q.name, 'any', $2::text[]) - now()) * 1000000)::bigint AS due_in_us,
-    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.expires_at <= now()) AS lost
-FROM unnest($1::text[]) AS q (name)`
+SELECT q.name, (extract(epoch FROM {{schema}}.next_due(q.name, 'any', $2::text[]) - now()) * 1000000)::bigint AS due_in_us, lost
+FROM (SELECT EXISTS (SELECT FROM {{schema}}.leases l WHERE l.expires_at <= now()) AS lost) AS leases
+LEFT JOIN unnest($1::text[]) AS q (name) ON true`
 
 // poll asks what is due, wakes those queues, and sets the alarm for the time
-// when the next job becomes due.
+// when the next job becomes due. Jobs of lost leases are taken back.
 func (s *Scheduler) poll(ctx context.Context, wakes map[JobQueue]chan struct{}) {
-	next := s.config.PollInterval
-	defer func() { s.resident.alarm.in(next) }()
-	names := make([]string, 0, len(wakes))
-	for name := range wakes {
-		names = append(names, string(name))
-	}
-	queryCtx, cancel := context.WithTimeout(ctx, claimTimeout)
-	defer cancel()
-	rows, err := s.pool.Query(queryCtx, s.sql(pollSQL), names, s.names)
-	if err == nil {
-		var name JobQueue
-		var dueIn *int64
-		var lost, anyLost bool
-		_, err = pgx.ForEachRow(rows, []any{&name, &dueIn, &lost}, func() error {
-			anyLost = anyLost || lost
-			if dueIn == nil {
-				return nil
-			}
-			if *dueIn <= 0 {
-				wake(wakes[name])
-			} else {
-				next = min(next, time.Duration(*dueIn)*time.Microsecond)
-			}
-			return nil
-		})
-		if err == nil && anyLost {
-			var rescued int
-			if rescued, err = s.rescue(ctx); rescued > 0 {
-				next = 0
-			}
+	next, lost, err := s.askWhatIsDue(ctx, wakes)
+	if err == nil && lost {
+		var rescued int
+		if rescued, err = s.rescue(ctx); rescued > 0 {
+			next = 0
 		}
 	}
 	if err != nil && ctx.Err() == nil {
 		s.config.Logger.Warn("scheduler: can't look for due jobs", "error", err)
 	}
+	s.resident.alarm.in(next)
+}
+
+func (s *Scheduler) askWhatIsDue(ctx context.Context, wakes map[JobQueue]chan struct{}) (next time.Duration, lost bool, err error) {
+	next = s.config.PollInterval
+	names := make([]string, 0, len(wakes))
+	for name := range wakes {
+		if q := s.queues[name]; q.draining.Load() {
+			q.unpolled.Store(true) // it is being looked at all the time
+		} else {
+			names = append(names, string(name))
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	rows, err := s.pool.Query(ctx, s.sql(pollSQL), names, s.names)
+	if err != nil {
+		return next, false, err
+	}
+	var name *JobQueue
+	var dueIn *int64
+	_, err = pgx.ForEachRow(rows, []any{&name, &dueIn, &lost}, func() error {
+		switch {
+		case name == nil || dueIn == nil:
+		case *dueIn <= 0:
+			wake(wakes[*name])
+		default:
+			next = min(next, time.Duration(*dueIn)*time.Microsecond)
+		}
+		return nil
+	})
+	return next, lost, err
 }
 
 // canListen: notifications need a session, which a transaction-mode pooler does
@@ -211,17 +231,12 @@ func (s *Scheduler) keepListening(ctx context.Context, wakes map[JobQueue]chan s
 }
 
 func (s *Scheduler) listen(ctx context.Context, wakes map[JobQueue]chan struct{}) error {
-	pooled, err := s.pool.Acquire(ctx)
+	conn, err := s.connect(ctx)
 	if err != nil {
 		return err
 	}
-	conn := pooled.Hijack() // so that it is none of the pool's any more
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = conn.Close(ctx) // it may be broken already, which is why we are here
-	}()
-	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{s.config.Schema + "_jobs"}.Sanitize()); err != nil {
+	defer closeConn(ctx, conn)
+	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{s.channel()}.Sanitize()); err != nil {
 		return err
 	}
 	s.lease.listen(true)

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // HandlerFunc does the work of one job. Its context ends when the job's
@@ -97,13 +98,14 @@ func (c jobContext) Value(key any) any {
 
 // handle runs one claimed job and hands its verdict to the finisher, which calls
 // recorded when it is in the database, or dropped because the lease was lost.
-func (s *Scheduler) handle(values, lease context.Context, q *queue, job *Job, recorded func(*outcome)) {
+func (s *Scheduler) handle(values context.Context, from claimed, q *queue, job *Job, recorded func(*outcome)) {
 	out := &outcome{job: job, recorded: recorded}
-	if lease.Err() != nil { // before it began
+	if !s.mayStart(from) {
 		out.handBack()
 		s.finisher.add(s, out)
 		return
 	}
+	lease := from.lease
 	timeout := job.Timeout
 	if timeout == 0 {
 		timeout = q.Timeout
@@ -117,6 +119,7 @@ func (s *Scheduler) handle(values, lease context.Context, q *queue, job *Job, re
 	// runtime.Goexit. This is the one place that catches both.
 	defer func() {
 		defer cancel()
+		s.slots <- struct{}{}
 		if !returned {
 			err := errors.New("handler called runtime.Goexit")
 			if reason := recover(); reason != nil {
@@ -137,6 +140,27 @@ func (s *Scheduler) handle(values, lease context.Context, q *queue, job *Job, re
 }
 
 func (o *outcome) handBack() { o.status, o.refund, o.handed = JobStatusPending, 1, true }
+
+// mayStart waits for a slot. It says no when the job is to be handed back
+// instead: it had to wait for too long, the lease is lost, or Shutdown has begun.
+func (s *Scheduler) mayStart(from claimed) bool {
+	if from.lease.Err() != nil {
+		return false
+	}
+	select {
+	case <-s.slots:
+		return true
+	default:
+	}
+	select {
+	case <-s.slots:
+		return true
+	case <-from.late:
+	case <-from.lease.Done():
+	case <-s.open.Done():
+	}
+	return false
+}
 
 // judge turns what a handler returned into what is recorded.
 func (o *outcome) judge(s *Scheduler, q *queue, result any, err error, interrupted bool) {
@@ -185,19 +209,30 @@ const mostError = 8 << 10
 
 // storableText cuts text to a size, and takes out what Postgres refuses.
 func storableText(text string, most int) string {
-	if len(text) > most {
-		text = text[:most-len("…")] + "…"
+	text = strings.ToValidUTF8(text[:min(len(text), most+utf8.UTFMax)], "\uFFFD")
+	text = strings.ReplaceAll(text, "\x00", "\uFFFD")
+	if len(text) <= most {
+		return text
 	}
-	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
+	end := most - len("…")
+	for !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return text[:end] + "…"
 }
 
-// safeBackoff asks the queue's Backoff, which is the service's code: a panic in
-// it must not lose the job.
-func safeBackoff(q *queue, attempt int) (delay time.Duration) {
-	defer func() {
-		if recover() != nil {
-			delay = defaultBackoff(attempt)
-		}
+// safeBackoff asks the queue's Backoff, which is the service's code: neither a
+// panic in it nor runtime.Goexit may lose the job.
+func safeBackoff(q *queue, attempt int) time.Duration {
+	answer := make(chan time.Duration, 1)
+	go func() {
+		defer close(answer)
+		defer func() { _ = recover() }()
+		answer <- q.Backoff(attempt)
 	}()
-	return min(max(0, q.Backoff(attempt)), mostBackoff)
+	delay, ok := <-answer
+	if !ok {
+		delay = defaultBackoff(attempt)
+	}
+	return min(max(0, delay), mostBackoff)
 }

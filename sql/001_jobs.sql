@@ -1,4 +1,4 @@
--- Jobs and the queries that need more than one statement to be right.
+-- The tables of jobs, leases and queues, and the creation of a job in SQL.
 -- {{schema}} is replaced by the quoted schema, {{schema_name}} by its plain name.
 --
 -- A job's path:  pending -> running -> succeeded | dead | cancelled
@@ -15,8 +15,9 @@ CREATE TABLE {{schema}}.jobs (
     timeout_ms   bigint,                       -- NULL: what the queue says
     lease_id     uuid,                         -- the process that runs it; a row of leases
     claims       integer     NOT NULL DEFAULT 0, -- how often it was ever claimed; never goes back: the fence
-    attempt      integer     NOT NULL DEFAULT 0, -- counted at claim; a snooze or a shutdown gives it back
-    max_attempts integer     NOT NULL DEFAULT 10,
+    attempt      smallint    NOT NULL DEFAULT 0, -- counted at claim; a snooze or a shutdown gives it back
+    max_attempts smallint    NOT NULL DEFAULT 10,
+    lane         smallint    DEFAULT 0,        -- its place in the index of what is live, see jobs_live
     queue        text        NOT NULL DEFAULT 'default',
     name         text        NOT NULL,
     status       text        NOT NULL DEFAULT 'pending',
@@ -24,28 +25,38 @@ CREATE TABLE {{schema}}.jobs (
     result       jsonb,
     errors       jsonb,                        -- [{attempt, at, error}], newest last, NULL when none
 
-    CONSTRAINT jobs_status_known CHECK (status IN ('pending', 'running', 'succeeded', 'failed', 'dead', 'cancelled')),
+    CONSTRAINT jobs_status_fits_lane CHECK (CASE status
+        WHEN 'pending' THEN lane IS NOT DISTINCT FROM 0
+        WHEN 'failed' THEN lane IS NOT DISTINCT FROM 1
+        WHEN 'running' THEN lane IS NOT NULL AND lane IN (0, 1, 2)
+        ELSE lane IS NULL AND status IN ('succeeded', 'dead', 'cancelled') END),
     CONSTRAINT jobs_running_has_lease CHECK ((status = 'running') = (lease_id IS NOT NULL)),
-    CONSTRAINT jobs_finished_has_time CHECK ((status IN ('succeeded', 'dead', 'cancelled')) = (finished_at IS NOT NULL)),
+    CONSTRAINT jobs_finished_has_time CHECK ((lane IS NULL) = (finished_at IS NOT NULL)),
     CONSTRAINT jobs_attempt_in_range CHECK (attempt >= 0 AND attempt <= max_attempts AND max_attempts > 0 AND claims >= attempt),
     CONSTRAINT jobs_timeout_positive CHECK (timeout_ms > 0),
     CONSTRAINT jobs_queue_is_a_place CHECK (queue <> 'failed' AND queue <> ''),
     CONSTRAINT jobs_name_length CHECK (length(name) BETWEEN 1 AND 128),
     CONSTRAINT jobs_errors_is_array CHECK (jsonb_typeof(errors) = 'array')
 ) WITH (
-    -- Every job dies twice as a row version (claim, finish); waiting for a
-    -- fifth of a large table to be dead would let the live index bloat.
-    fillfactor = 85,
+    -- Half of a page is left for the row versions that claims write: those then
+    -- need no new index entries.
+    fillfactor = 50,
+    -- Waiting for a fifth of a large table to be dead would let the index of
+    -- what is live bloat.
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 1000,
     autovacuum_analyze_scale_factor = 0.02,
     autovacuum_vacuum_insert_scale_factor = 0.05
 );
 
--- Only what waits is in here, so finished rows cost a claim nothing.
-CREATE INDEX jobs_due ON {{schema}}.jobs (queue, status, run_at, id) WHERE status IN ('pending', 'failed');
--- What runs, by who runs it: for the rescue of a process that is gone.
-CREATE INDEX jobs_leased ON {{schema}}.jobs (lease_id) WHERE status = 'running';
+-- Only what is not finished is in here, so finished rows cost a claim nothing.
+--
+-- lane is 0 for pending jobs and 1 for failed ones. A claim changes no column
+-- of an index, so it writes one row version on the same page and no index entry
+-- (a HOT update): a running job stays in the lane it was claimed from, where
+-- claims pass over it. Jobs that run for longer are moved to lane 2, out of
+-- their way (see settle). NULL is finished.
+CREATE INDEX jobs_live ON {{schema}}.jobs (queue, lane, run_at, id) WHERE lane IS NOT NULL;
 
 -- One row for each process that holds or may claim jobs. Renewing it renews
 -- everything the process runs in one write.
@@ -143,166 +154,4 @@ BEGIN
             CASE WHEN notify_created.run_at <= now() THEN notify_created.queue ELSE '' END);
     END IF;
 END
-$$;
-
--- When the next job becomes due that a run with this filter would pick: NULL
--- if there is none, a time not after now() if there is one already. A running
--- job counts from the moment its lease runs out. names: only jobs of these
--- names; NULL: of any.
-CREATE FUNCTION {{schema}}.next_due(queue text, status text DEFAULT 'any', names text[] DEFAULT NULL) RETURNS timestamptz
-LANGUAGE plpgsql STABLE SET search_path = '' AS $$
-DECLARE
-    v_queue   {{schema}}.queues%ROWTYPE;
-    v_head    {{schema}}.jobs%ROWTYPE;
-    v_pending timestamptz;
-    v_failed  timestamptz;
-    v_lost    timestamptz;
-BEGIN
-    SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = next_due.queue;
-    IF v_queue.base = 'blocking' THEN
-        v_head := {{schema}}.blocking_head(v_queue);
-        IF v_head.id IS NULL OR NOT (next_due.names IS NULL OR v_head.name = ANY (next_due.names)) THEN
-            RETURN NULL;
-        END IF;
-        IF v_head.status = 'running' THEN
-            RETURN coalesce((SELECT l.expires_at FROM {{schema}}.leases l WHERE l.id = v_head.lease_id), now());
-        END IF;
-        RETURN v_head.run_at;
-    END IF;
-
-    IF next_due.status <> 'failed' THEN
-        SELECT j.run_at INTO v_pending FROM {{schema}}.jobs j
-        WHERE j.queue = next_due.queue AND j.status = 'pending'
-            AND (next_due.names IS NULL OR j.name = ANY (next_due.names))
-        ORDER BY j.run_at LIMIT 1;
-    END IF;
-    IF next_due.status <> 'pending' THEN
-        SELECT j.run_at INTO v_failed FROM {{schema}}.jobs j
-        WHERE j.queue = next_due.queue AND j.status = 'failed'
-            AND (next_due.names IS NULL OR j.name = ANY (next_due.names))
-        ORDER BY j.run_at LIMIT 1;
-    END IF;
-    -- A job that is taken back from a lost lease is pending then.
-    IF next_due.status <> 'failed' THEN
-        SELECT min(l.expires_at) INTO v_lost FROM {{schema}}.leases l
-        WHERE l.expires_at <= now() AND EXISTS (
-            SELECT FROM {{schema}}.jobs j
-            WHERE j.status = 'running' AND j.lease_id = l.id AND j.queue = next_due.queue
-                AND (next_due.names IS NULL OR j.name = ANY (next_due.names)));
-    END IF;
-    RETURN least(v_pending, v_failed, v_lost);
-END
-$$;
-
--- The job of a blocking queue that comes next, due or not: the one that holds
--- the queue (it was started and is not finished), else the first in order.
-CREATE FUNCTION {{schema}}.blocking_head(q {{schema}}.queues) RETURNS {{schema}}.jobs
-LANGUAGE plpgsql STABLE SET search_path = '' AS $$
-DECLARE
-    v_job {{schema}}.jobs%ROWTYPE;
-BEGIN
-    IF q.head IS NOT NULL THEN
-        SELECT * INTO v_job FROM {{schema}}.jobs j
-        WHERE j.id = q.head AND j.status IN ('pending', 'failed', 'running');
-        IF FOUND AND NOT (q.skip_failed AND v_job.status = 'failed') THEN
-            RETURN v_job;
-        END IF;
-    END IF;
-    SELECT * INTO v_job FROM (
-        (SELECT * FROM {{schema}}.jobs j WHERE j.queue = q.name AND j.status = 'pending' ORDER BY j.run_at, j.id LIMIT 1)
-        UNION ALL
-        (SELECT * FROM {{schema}}.jobs j WHERE j.queue = q.name AND j.status = 'failed' ORDER BY j.run_at, j.id LIMIT 1)
-    ) AS firsts ORDER BY firsts.run_at, firsts.id LIMIT 1;
-    RETURN v_job;
-END
-$$;
-
--- Claims the head of a blocking queue if it is due and nothing holds the queue.
---
--- Two runs that start in the same millisecond are kept apart by the queue's
--- row: both ask for its lock, one gets it, and the other waits here until the
--- first has committed. It is a function of several statements because each of
--- them then sees what was committed before it began: the second run reads the
--- head only after it holds the lock, so it sees the job that the first one
--- started. In one statement, both would look at the state before the lock, and
--- the second would take the next job beside the first. The lock lasts for this
--- short transaction; while the job runs, it is the job's own row (its status
--- and lease) that holds the queue, and that survives every crash.
-CREATE FUNCTION {{schema}}.claim_blocking(queue text, skip_failed boolean, lease uuid, names text[]) RETURNS SETOF {{schema}}.jobs
-LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
-DECLARE
-    v_queue {{schema}}.queues%ROWTYPE;
-    v_job   {{schema}}.jobs%ROWTYPE;
-BEGIN
-    SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = claim_blocking.queue FOR UPDATE;
-    IF NOT FOUND THEN
-        INSERT INTO {{schema}}.queues (name, base, skip_failed)
-        VALUES (claim_blocking.queue, 'blocking', claim_blocking.skip_failed) ON CONFLICT DO NOTHING;
-        SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = claim_blocking.queue FOR UPDATE;
-    END IF;
-    v_queue.skip_failed := claim_blocking.skip_failed;
-
-    v_job := {{schema}}.blocking_head(v_queue);
-    IF v_job.id IS NULL OR v_job.status = 'running' OR v_job.run_at > clock_timestamp()
-        OR NOT v_job.name = ANY (claim_blocking.names)
-    THEN
-        RETURN;
-    END IF;
-    -- The lease is held against rescue until this commits, see rescue().
-    PERFORM FROM {{schema}}.leases l WHERE l.id = claim_blocking.lease AND l.expires_at > clock_timestamp() FOR KEY SHARE;
-    IF NOT FOUND THEN
-        RETURN;
-    END IF;
-    UPDATE {{schema}}.jobs j
-    SET status = 'running', lease_id = claim_blocking.lease, started_at = clock_timestamp(),
-        attempt = j.attempt + 1, claims = j.claims + 1
-    WHERE j.id = v_job.id AND j.claims = v_job.claims AND j.status IN ('pending', 'failed')
-    RETURNING * INTO v_job;
-    IF FOUND THEN
-        UPDATE {{schema}}.queues q SET head = v_job.id WHERE q.name = claim_blocking.queue;
-        RETURN NEXT v_job;
-    END IF;
-END
-$$;
-
--- Takes back what processes with a lost lease were running: each such attempt
--- has failed, its job is due again, or dead if it was the last one. Returns
--- the jobs as they are then.
---
--- A lease that has run out can't be renewed, but a renewal or a claim that
--- began in time may still be on its way to commit. Both hold a lock on the
--- lease's row until then, so such a lease is skipped here; and whoever comes
--- after finds the row gone. Only with that lock held are the jobs read, in a
--- statement of its own, so that a claim which committed just before is seen.
-CREATE FUNCTION {{schema}}.rescue() RETURNS SETOF {{schema}}.jobs
-LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
-DECLARE
-    v_lost uuid[];
-BEGIN
-    v_lost := ARRAY(
-        SELECT l.id FROM {{schema}}.leases l WHERE l.expires_at <= now() FOR UPDATE SKIP LOCKED);
-    IF cardinality(v_lost) = 0 THEN
-        RETURN;
-    END IF;
-    RETURN QUERY
-        UPDATE {{schema}}.jobs j
-        SET status = CASE WHEN j.attempt < j.max_attempts THEN 'pending' ELSE 'dead' END,
-            finished_at = CASE WHEN j.attempt < j.max_attempts THEN NULL ELSE now() END,
-            lease_id = NULL,
-            errors = {{schema}}.with_error(j.errors, j.attempt,
-                'lease lost: the process that ran this attempt ended or could not renew its lease')
-        WHERE j.id IN (
-            SELECT r.id FROM {{schema}}.jobs r
-            WHERE r.status = 'running' AND r.lease_id = ANY (v_lost)
-            ORDER BY r.id FOR UPDATE)
-        RETURNING j.*;
-    DELETE FROM {{schema}}.leases l WHERE l.id = ANY (v_lost);
-END
-$$;
-
--- errors with one more, of which the newest 20 are kept.
-CREATE FUNCTION {{schema}}.with_error(errors jsonb, attempt integer, error text) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = '' AS $$
-    SELECT CASE WHEN jsonb_array_length(errors) >= 20 THEN errors - 0 ELSE coalesce(errors, '[]') END
-        || jsonb_build_object('attempt', attempt, 'at', now(), 'error', error)
 $$;

@@ -1,0 +1,75 @@
+package scheduler
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// notifier tells resident processes of created jobs after the creation has
+// committed. A notification holds a lock over its commit that all notifying
+// transactions share, so it is kept out of them, and those that come together
+// while one is being sent share the next. One that is never sent costs time
+// only: the jobs are found by polling.
+type notifier struct {
+	mu      sync.Mutex
+	waiting []string // queues in which jobs are due; "": one is due soon
+	sending bool
+}
+
+// created makes that jobs which were just created are looked at: by this
+// process if it is resident, and by others if heard says that there are some.
+func (s *Scheduler) created(queue JobQueue, dueIn time.Duration, heard bool) {
+	if wakes := s.resident.wakes.Load(); wakes != nil {
+		if dueIn > 0 {
+			s.resident.alarm.in(dueIn)
+		} else {
+			wake((*wakes)[queue])
+		}
+	}
+	const soon = 5 * time.Second
+	if !heard || dueIn > soon {
+		return
+	}
+	if dueIn > 0 {
+		queue = ""
+	}
+	n := &s.notifier
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !slices.Contains(n.waiting, string(queue)) {
+		n.waiting = append(n.waiting, string(queue))
+	}
+	if n.sending {
+		return
+	}
+	if done, err := s.begin(); err == nil {
+		n.sending = true
+		go n.send(s, done)
+	}
+}
+
+const notifySQL = `SELECT pg_catalog.pg_notify($1::text, q.name) FROM unnest($2::text[]) AS q (name)`
+
+func (n *notifier) send(s *Scheduler, done func()) {
+	defer done()
+	for {
+		n.mu.Lock()
+		queues := n.waiting
+		n.waiting, n.sending = nil, len(queues) > 0
+		n.mu.Unlock()
+		if len(queues) == 0 {
+			return
+		}
+		ctx, cancel := context.WithTimeout(s.life, claimTimeout)
+		_, err := s.pool.Exec(ctx, notifySQL, s.channel(), queues)
+		cancel()
+		if err != nil && s.life.Err() == nil {
+			s.config.Logger.Warn("scheduler: can't notify of created jobs", "error", err)
+		}
+	}
+}
+
+// channel is what resident processes listen to.
+func (s *Scheduler) channel() string { return s.config.Schema + "_jobs" }

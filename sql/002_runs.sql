@@ -1,0 +1,261 @@
+-- Every query that moves a job on: claim, settle, finish, rescue. They are
+-- functions of several statements where each must see what was committed before
+-- it began, and so that the plans are fixed: a fresh table has no statistics
+-- yet, and the planner would read all of it.
+
+-- Starts an attempt of up to n due jobs, oldest first; of those with a run_at
+-- not before since (NULL: of all). since spares a claim the index entries of
+-- the jobs that were claimed before it, which stay there until a vacuum.
+--
+-- SKIP LOCKED lets any number of runs claim side by side without waiting for
+-- each other or taking the same job: a row that two runs look at is locked by
+-- one, and has another status for whoever locks it afterwards. The lease is
+-- locked against its rescue until the claim has committed (see rescue), and
+-- nothing is claimed under a lease that has run out.
+CREATE FUNCTION {{schema}}.claim(queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, since timestamptz)
+RETURNS TABLE (id uuid, name text, payload jsonb, run_at timestamptz, created_at timestamptz, started_at timestamptz,
+    attempt smallint, max_attempts smallint, errors jsonb, timeout_ms bigint, claims integer)
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM FROM {{schema}}.leases l WHERE l.id = claim.lease AND l.expires_at > clock_timestamp() FOR KEY SHARE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+        WITH pending AS MATERIALIZED (
+            SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
+            WHERE j.queue = claim.queue AND j.lane = 0 AND j.status = 'pending' AND j.run_at <= now() AND j.name = ANY (claim.names)
+                AND j.run_at >= coalesce(claim.since, '-infinity') AND claim.pending
+            ORDER BY j.run_at, j.id LIMIT claim.n FOR UPDATE SKIP LOCKED
+        ), failed AS MATERIALIZED (
+            SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
+            WHERE j.queue = claim.queue AND j.lane = 1 AND j.status = 'failed' AND j.run_at <= now() AND j.name = ANY (claim.names)
+                AND j.run_at >= coalesce(claim.since, '-infinity') AND claim.failed
+            ORDER BY j.run_at, j.id LIMIT claim.n FOR UPDATE SKIP LOCKED
+        )
+        UPDATE {{schema}}.jobs j
+        SET status = 'running', lease_id = claim.lease, started_at = now(), attempt = j.attempt + 1, claims = j.claims + 1
+        WHERE j.ctid = ANY (ARRAY(
+            SELECT due.row FROM (SELECT * FROM pending UNION ALL SELECT * FROM failed) AS due
+            ORDER BY due.run_at, due.id LIMIT claim.n))
+        RETURNING j.id, j.name, j.payload, j.run_at, j.created_at, j.started_at,
+            j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims;
+END
+$$;
+
+-- Moves jobs that have been running for a while out of the way of claims.
+CREATE FUNCTION {{schema}}.settle(lease uuid, ids uuid[]) RETURNS void
+LANGUAGE sql VOLATILE SET search_path = '' SET enable_seqscan = off AS $$
+    UPDATE {{schema}}.jobs j SET lane = 2
+    WHERE j.id = ANY (settle.ids) AND j.status = 'running' AND j.lease_id = settle.lease AND j.lane < 2
+$$;
+
+-- Records what came of attempts. Every write is fenced on the claim that the
+-- attempt began with: a job that was rescued, or claimed again, is left alone.
+-- Returns those left alone, but not those that an earlier call with the same
+-- values has recorded, whose answer was lost.
+CREATE FUNCTION {{schema}}.finish(
+    ids uuid[], claims integer[], statuses text[], results text[], failures text[], delays_us bigint[], refunds integer[]
+) RETURNS SETOF uuid
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    v_recorded integer;
+BEGIN
+    UPDATE {{schema}}.jobs j
+    SET status = f.status, lease_id = NULL, result = f.result::jsonb,
+        lane = CASE f.status WHEN 'pending' THEN 0 WHEN 'failed' THEN 1 END,
+        attempt = j.attempt - f.refund,
+        run_at = CASE WHEN f.delay_us IS NULL THEN j.run_at ELSE now() + f.delay_us * interval '1 microsecond' END,
+        finished_at = CASE WHEN f.status IN ('succeeded', 'dead') THEN now() END,
+        errors = CASE WHEN f.failure IS NULL THEN j.errors ELSE {{schema}}.with_error(j.errors, j.attempt, f.failure) END
+    FROM unnest(finish.ids, finish.claims, finish.statuses, finish.results, finish.failures, finish.delays_us, finish.refunds)
+        AS f (id, claims, status, result, failure, delay_us, refund)
+    WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running';
+    GET DIAGNOSTICS v_recorded = ROW_COUNT;
+    IF v_recorded < cardinality(finish.ids) THEN
+        RETURN QUERY
+            SELECT f.id FROM unnest(finish.ids, finish.claims, finish.statuses) AS f (id, claims, status)
+            WHERE NOT EXISTS (SELECT FROM {{schema}}.jobs j WHERE j.id = f.id AND j.claims = f.claims AND j.status = f.status);
+    END IF;
+END
+$$;
+
+-- errors with one more, of which the newest 20 are kept.
+CREATE FUNCTION {{schema}}.with_error(errors jsonb, attempt integer, error text) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT CASE WHEN jsonb_array_length(errors) >= 20 THEN errors - 0 ELSE coalesce(errors, '[]') END
+        || jsonb_build_object('attempt', attempt, 'at', now(), 'error', error)
+$$;
+
+-- Takes back what processes with a lost lease were running: each such attempt
+-- has failed, its job is due again, or dead if it was the last one. Returns
+-- the jobs as they are then.
+--
+-- A lease that has run out can't be renewed, but a renewal or a claim that
+-- began in time may still be on its way to commit. Both hold a lock on the
+-- lease's row until then, so such a lease is skipped here; and whoever comes
+-- after finds the row gone. Only with that lock held are the jobs read, in a
+-- statement of its own, so that a claim which committed just before is seen.
+CREATE FUNCTION {{schema}}.rescue() RETURNS SETOF {{schema}}.jobs
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET enable_seqscan = off AS $$
+DECLARE
+    v_lost uuid[];
+BEGIN
+    v_lost := ARRAY(
+        SELECT l.id FROM {{schema}}.leases l WHERE l.expires_at <= clock_timestamp() FOR UPDATE SKIP LOCKED);
+    IF cardinality(v_lost) = 0 THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+        UPDATE {{schema}}.jobs j
+        SET status = CASE WHEN j.attempt < j.max_attempts THEN 'pending' ELSE 'dead' END,
+            lane = CASE WHEN j.attempt < j.max_attempts THEN 0 END,
+            finished_at = CASE WHEN j.attempt < j.max_attempts THEN NULL ELSE now() END,
+            lease_id = NULL,
+            errors = {{schema}}.with_error(j.errors, j.attempt,
+                'lease lost: the process that ran this attempt ended or could not renew its lease')
+        WHERE j.id = ANY (ARRAY(
+            SELECT r.id FROM {{schema}}.jobs r
+            WHERE r.lane IS NOT NULL AND r.status = 'running' AND r.lease_id = ANY (v_lost)
+            ORDER BY r.id FOR UPDATE))
+        RETURNING j.*;
+    DELETE FROM {{schema}}.leases l WHERE l.id = ANY (v_lost);
+END
+$$;
+
+-- When the next job becomes due that a run with this filter would pick: NULL
+-- if there is none, a time not after now() if there is one already. A running
+-- job counts from the moment its lease has run out. names: only jobs of these
+-- names; NULL: of any.
+CREATE FUNCTION {{schema}}.next_due(queue text, status text DEFAULT 'any', names text[] DEFAULT NULL) RETURNS timestamptz
+LANGUAGE plpgsql STABLE SET search_path = '' SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    v_queue   {{schema}}.queues%ROWTYPE;
+    v_head    {{schema}}.jobs%ROWTYPE;
+    v_pending timestamptz;
+    v_failed  timestamptz;
+    v_lost    timestamptz;
+BEGIN
+    SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = next_due.queue;
+    IF v_queue.base = 'blocking' THEN
+        v_head := {{schema}}.blocking_head(v_queue);
+        IF v_head.id IS NULL OR NOT (next_due.names IS NULL OR v_head.name = ANY (next_due.names)) THEN
+            RETURN NULL;
+        END IF;
+        IF v_head.status = 'running' THEN
+            RETURN coalesce((SELECT l.expires_at FROM {{schema}}.leases l WHERE l.id = v_head.lease_id), now());
+        END IF;
+        RETURN v_head.run_at;
+    END IF;
+
+    IF next_due.status <> 'failed' THEN
+        v_pending := {{schema}}.next_in_lane(next_due.queue, 0::smallint, 'pending', next_due.names);
+    END IF;
+    IF next_due.status <> 'pending' THEN
+        v_failed := {{schema}}.next_in_lane(next_due.queue, 1::smallint, 'failed', next_due.names);
+    END IF;
+    -- What is taken back from a lost lease is pending then.
+    IF next_due.status <> 'failed' AND EXISTS (SELECT FROM {{schema}}.leases l WHERE l.expires_at <= now()) THEN
+        SELECT min(l.expires_at) INTO v_lost FROM {{schema}}.leases l WHERE l.expires_at <= now() AND EXISTS (
+            SELECT FROM {{schema}}.jobs j
+            WHERE j.queue = next_due.queue AND j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = l.id
+                AND (next_due.names IS NULL OR j.name = ANY (next_due.names)));
+    END IF;
+    RETURN least(v_pending, v_failed, v_lost);
+END
+$$;
+
+-- The run_at of the first job in a lane that is not running. Where nothing is
+-- due, and jobs of any name count, the index alone tells.
+CREATE FUNCTION {{schema}}.next_in_lane(queue text, lane smallint, status text, names text[]) RETURNS timestamptz
+LANGUAGE plpgsql STABLE SET search_path = '' SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    v_run_at timestamptz;
+BEGIN
+    SELECT j.run_at INTO v_run_at FROM {{schema}}.jobs j
+    WHERE j.queue = next_in_lane.queue AND j.lane = next_in_lane.lane ORDER BY j.run_at LIMIT 1;
+    IF v_run_at <= now() OR next_in_lane.names IS NOT NULL AND v_run_at IS NOT NULL THEN
+        SELECT j.run_at INTO v_run_at FROM {{schema}}.jobs j
+        WHERE j.queue = next_in_lane.queue AND j.lane = next_in_lane.lane AND j.status = next_in_lane.status
+            AND (next_in_lane.names IS NULL OR j.name = ANY (next_in_lane.names))
+        ORDER BY j.run_at LIMIT 1;
+    END IF;
+    RETURN v_run_at;
+END
+$$;
+
+-- The job of a blocking queue that comes next, due or not: the one that holds
+-- the queue (it was started and is not finished), else the first in order.
+CREATE FUNCTION {{schema}}.blocking_head(q {{schema}}.queues) RETURNS {{schema}}.jobs
+LANGUAGE plpgsql STABLE SET search_path = '' SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    v_job {{schema}}.jobs%ROWTYPE;
+BEGIN
+    IF q.head IS NOT NULL THEN
+        SELECT * INTO v_job FROM {{schema}}.jobs j WHERE j.id = q.head AND j.lane IS NOT NULL;
+        IF FOUND AND NOT (q.skip_failed AND v_job.status = 'failed') THEN
+            RETURN v_job;
+        END IF;
+    END IF;
+    SELECT * INTO v_job FROM (
+        (SELECT * FROM {{schema}}.jobs j WHERE j.queue = q.name AND j.lane = 0 ORDER BY j.run_at, j.id LIMIT 1)
+        UNION ALL
+        (SELECT * FROM {{schema}}.jobs j WHERE j.queue = q.name AND j.lane = 1 ORDER BY j.run_at, j.id LIMIT 1)
+        UNION ALL
+        (SELECT * FROM {{schema}}.jobs j WHERE j.queue = q.name AND j.lane = 2 ORDER BY j.run_at, j.id LIMIT 1)
+    ) AS firsts ORDER BY firsts.status = 'running' DESC, firsts.run_at, firsts.id LIMIT 1;
+    RETURN v_job;
+END
+$$;
+
+-- Claims the head of a blocking queue if it is due and nothing holds the queue.
+--
+-- Two runs that start in the same millisecond are kept apart by the queue's
+-- row: both ask for its lock, one gets it, and the other waits here until the
+-- first has committed. Each statement of this function sees what was committed
+-- before the statement began: the second run reads the head only after it holds
+-- the lock, so it sees the job that the first one started. In one statement,
+-- both would look at the state before the lock, and the second would take the
+-- next job beside the first. The lock lasts for this short transaction; while
+-- the job runs, it is the job's own row (its status and lease) that holds the
+-- queue, and that survives every crash.
+CREATE FUNCTION {{schema}}.claim_blocking(queue text, skip_failed boolean, names text[], lease uuid)
+RETURNS TABLE (id uuid, name text, payload jsonb, run_at timestamptz, created_at timestamptz, started_at timestamptz,
+    attempt smallint, max_attempts smallint, errors jsonb, timeout_ms bigint, claims integer)
+LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
+#variable_conflict use_column
+DECLARE
+    v_queue {{schema}}.queues%ROWTYPE;
+    v_job   {{schema}}.jobs%ROWTYPE;
+BEGIN
+    SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = claim_blocking.queue FOR UPDATE;
+    IF NOT FOUND THEN
+        INSERT INTO {{schema}}.queues (name, base, skip_failed)
+        VALUES (claim_blocking.queue, 'blocking', claim_blocking.skip_failed) ON CONFLICT DO NOTHING;
+        SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = claim_blocking.queue FOR UPDATE;
+    END IF;
+    v_queue.skip_failed := claim_blocking.skip_failed;
+
+    v_job := {{schema}}.blocking_head(v_queue);
+    IF v_job.id IS NULL OR v_job.status = 'running' OR v_job.run_at > clock_timestamp()
+        OR NOT v_job.name = ANY (claim_blocking.names)
+    THEN
+        RETURN;
+    END IF;
+    PERFORM FROM {{schema}}.leases l WHERE l.id = claim_blocking.lease AND l.expires_at > clock_timestamp() FOR KEY SHARE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    UPDATE {{schema}}.jobs j
+    SET status = 'running', lease_id = claim_blocking.lease, started_at = clock_timestamp(),
+        attempt = j.attempt + 1, claims = j.claims + 1
+    WHERE j.id = v_job.id AND j.claims = v_job.claims AND j.status IN ('pending', 'failed')
+    RETURNING * INTO v_job;
+    IF FOUND THEN
+        UPDATE {{schema}}.queues q SET head = v_job.id WHERE q.name = claim_blocking.queue;
+        RETURN QUERY SELECT v_job.id, v_job.name, v_job.payload, v_job.run_at, v_job.created_at, v_job.started_at,
+            v_job.attempt, v_job.max_attempts, v_job.errors, v_job.timeout_ms, v_job.claims;
+    END IF;
+END
+$$;
