@@ -25,13 +25,14 @@ CREATE TABLE {{schema}}.jobs (
     result       jsonb,
     errors       jsonb,                        -- [{attempt, at, error}], newest last, NULL when none
 
-    CONSTRAINT jobs_status_fits_lane CHECK (CASE status
+    CONSTRAINT jobs_status_known CHECK (status IN ('pending', 'running', 'succeeded', 'failed', 'dead', 'cancelled')),
+    CONSTRAINT jobs_lane_fits_status CHECK (CASE status
         WHEN 'pending' THEN lane IS NOT DISTINCT FROM 0
         WHEN 'failed' THEN lane IS NOT DISTINCT FROM 1
         WHEN 'running' THEN lane IS NOT NULL AND lane IN (0, 1, 2)
-        ELSE lane IS NULL AND status IN ('succeeded', 'dead', 'cancelled') END),
+        ELSE lane IS NULL END),
     CONSTRAINT jobs_running_has_lease CHECK ((status = 'running') = (lease_id IS NOT NULL)),
-    CONSTRAINT jobs_finished_has_time CHECK ((lane IS NULL) = (finished_at IS NOT NULL)),
+    CONSTRAINT jobs_finished_has_time CHECK ((status IN ('succeeded', 'dead', 'cancelled')) = (finished_at IS NOT NULL)),
     CONSTRAINT jobs_attempt_in_range CHECK (attempt >= 0 AND attempt <= max_attempts AND max_attempts > 0 AND claims >= attempt),
     CONSTRAINT jobs_timeout_positive CHECK (timeout_ms > 0),
     CONSTRAINT jobs_queue_is_a_place CHECK (queue <> 'failed' AND queue <> ''),

@@ -7,16 +7,22 @@ CREATE TABLE {{schema}}.queue_workers (
     status          text        NOT NULL,
     http_extension  text        NOT NULL,
     timeout_seconds integer     NOT NULL,
-    token           text,       -- NULL where Supabase Vault keeps it
-    secret_id       uuid,       -- the secret in Supabase Vault
+    scheduled_by    name        NOT NULL DEFAULT current_user, -- pg_cron shows its entry to this role only
+    secret_id       uuid,        -- of its token in Supabase Vault; NULL: the token is in worker_tokens
     created_at      timestamptz NOT NULL DEFAULT now(),
-    called_at       timestamptz, -- when it last made a request that was answered well
+    called_at       timestamptz, -- its last request that was answered well; with pg_net, that was queued
     request_id      bigint,      -- of that request, with pg_net
 
     CONSTRAINT queue_workers_status_known CHECK (status IN ('pending', 'failed', 'any')),
     CONSTRAINT queue_workers_http_extension_known CHECK (http_extension IN ('http', 'pg_net')),
-    CONSTRAINT queue_workers_timeout_in_range CHECK (timeout_seconds BETWEEN 1 AND 300),
-    CONSTRAINT queue_workers_token_is_somewhere CHECK (num_nonnulls(token, secret_id) = 1)
+    CONSTRAINT queue_workers_timeout_in_range CHECK (timeout_seconds BETWEEN 1 AND 300)
+);
+
+-- Tokens that Supabase Vault does not keep. A table of their own: whoever looks
+-- at the workers, or breaks a constraint of theirs, is not shown them.
+CREATE TABLE {{schema}}.worker_tokens (
+    worker text CONSTRAINT worker_tokens_pkey PRIMARY KEY,
+    token  text NOT NULL
 );
 
 -- The schema of an installed extension, NULL if it is not installed.
@@ -26,6 +32,161 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
     WHERE e.extname = extension
 $$;
 
+-- A value as error messages show it.
+CREATE FUNCTION {{schema}}.shown(value text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
+    SELECT coalesce(quote_literal(left(regexp_replace(value, '[[:cntrl:]]', '?', 'g'), 64)), 'NULL')
+$$;
+
+-- What pg_cron runs for a worker: nothing but a call by name.
+CREATE FUNCTION {{schema}}.worker_command(worker text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
+    SELECT format('SELECT %I.run_worker(%L)', '{{schema_name}}', worker)
+$$;
+
+-- Creates a worker, or replaces the one of this name, and switches it on.
+--   endpoint         the URL of the Run endpoint. Its parameters queue and
+--                    status say what the worker is for.
+--   token            one that the service accepts. It goes into Supabase Vault
+--                    where that is installed, else into a table that only its
+--                    owner can read; it is in no command, log or view. What
+--                    you type is another matter: a server that logs statements
+--                    logs this one (log_statement, log_min_duration_statement,
+--                    or, unless a superuser calls, when it ends in an error).
+--   timeout_seconds  how long one call may take in all; above the service's
+--                    RunWait, so that it is answered
+--   http_extension   'http' (pgsql-http) or 'pg_net'; NULL: the first of them
+--                    that is installed. pg_net lets every role of the database
+--                    read what it has queued, with the token.
+-- Returns the id of its entry in cron.job.
+CREATE FUNCTION {{schema}}.create_queue_worker(
+    name text, endpoint text, token text, schedule text,
+    timeout_seconds integer DEFAULT 10, http_extension text DEFAULT NULL
+) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
+DECLARE
+    v_statements text := {{schema}}.keep_statement_out_of_log();
+    v_queue      text;
+    v_status     text;
+    v_extension  text;
+    v_owner      text;
+    v_foreign    boolean;
+    v_job_id     bigint;
+BEGIN
+    IF name IS NULL OR name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' THEN
+        RAISE EXCEPTION 'create_queue_worker: name %: expected 1 to 63 letters, digits or _ . -, beginning with a letter or digit',
+            {{schema}}.shown(name) USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT f.queue, f.status INTO v_queue, v_status FROM {{schema}}.endpoint_filter(endpoint) AS f;
+    IF token IS NULL OR token !~ '^[!-~]+$' OR length(token) > 4096 THEN
+        RAISE EXCEPTION 'create_queue_worker: token: expected 1 to 4096 visible ASCII characters without spaces' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF timeout_seconds IS NULL OR timeout_seconds NOT BETWEEN 1 AND 300 THEN
+        RAISE EXCEPTION 'create_queue_worker: timeout_seconds %: expected 1 to 300', coalesce(timeout_seconds::text, 'NULL') USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM {{schema}}.require_cron();
+    v_extension := {{schema}}.choose_http_extension(http_extension);
+    PERFORM {{schema}}.check_schedule(schedule);
+
+    -- Replacing would take the entry from whoever made it.
+    EXECUTE 'SELECT EXISTS (SELECT FROM cron.job j WHERE j.jobname = $1 AND j.username = current_user AND j.command <> $2)' INTO v_foreign
+        USING name, {{schema}}.worker_command(name);
+    IF v_foreign THEN
+        RAISE EXCEPTION 'create_queue_worker: name %: pg_cron has an entry of this name that is something else', {{schema}}.shown(name)
+            USING ERRCODE = 'duplicate_object', HINT = 'Choose another name, or remove that entry with cron.unschedule.';
+    END IF;
+
+    -- The row first: its lock keeps two calls with one name apart.
+    INSERT INTO {{schema}}.queue_workers AS w (name, endpoint, queue, status, http_extension, timeout_seconds)
+    VALUES (name, endpoint, v_queue, v_status, v_extension, timeout_seconds)
+    ON CONFLICT ON CONSTRAINT queue_workers_pkey DO UPDATE
+    SET endpoint = excluded.endpoint, queue = excluded.queue, status = excluded.status, http_extension = excluded.http_extension,
+        timeout_seconds = excluded.timeout_seconds, called_at = NULL, request_id = NULL
+    RETURNING w.scheduled_by INTO v_owner;
+    IF v_owner <> current_user THEN
+        RAISE EXCEPTION 'create_queue_worker: name %: the role % has a worker of this name', {{schema}}.shown(name), quote_literal(v_owner)
+            USING ERRCODE = 'duplicate_object', HINT = 'Choose another name, or let that role or a superuser call remove_queue_worker first.';
+    END IF;
+    PERFORM {{schema}}.keep_token(name, token);
+
+    -- cron.schedule leaves an entry switched off that was off, and the functions
+    -- that switch it on are not granted to everybody: make such an entry anew.
+    EXECUTE 'SELECT cron.unschedule(j.jobid) FROM cron.job j WHERE j.jobname = $1 AND j.username = current_user AND NOT j.active' USING name;
+    EXECUTE 'SELECT cron.schedule($1, $2, $3)' INTO v_job_id USING name, trim(schedule), {{schema}}.worker_command(name);
+
+    IF NOT EXISTS (SELECT FROM {{schema}}.queues q WHERE q.name = v_queue) THEN
+        RAISE WARNING 'queue % is not declared yet: declare it in Config.Queues and call Migrate', quote_literal(v_queue);
+    END IF;
+    IF v_statements IS NOT NULL THEN
+        PERFORM set_config('log_min_error_statement', v_statements, true);
+    END IF;
+    RETURN v_job_id;
+END
+$$;
+
+-- A statement that ends in an error is logged as it was typed, and this one has
+-- a token in it. Only a superuser can prevent that. Returns the setting as it
+-- was, NULL if it was not changed.
+CREATE FUNCTION {{schema}}.keep_statement_out_of_log() RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
+DECLARE
+    v_before text := current_setting('log_min_error_statement');
+BEGIN
+    PERFORM set_config('log_min_error_statement', 'panic', true);
+    RETURN v_before;
+EXCEPTION WHEN insufficient_privilege THEN
+    RETURN NULL;
+END
+$$;
+
+-- The queue and status that a run of this endpoint has for its filter, or an
+-- error that says what is wrong with the URL. What it does not understand in the
+-- same way as the service does is refused, or the worker would look for other
+-- jobs than its runs pick.
+CREATE FUNCTION {{schema}}.endpoint_filter(endpoint text, OUT queue text, OUT status text)
+LANGUAGE plpgsql IMMUTABLE SET search_path = '' AS $$
+DECLARE
+    v_parts  text[] := regexp_match(endpoint, '^https?://(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9.])?|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?(?:/[^?]*)?(?:\?(.*))?$', 'i');
+    v_values jsonb;
+    v_twice  text;
+    v_limit  text;
+BEGIN
+    IF v_parts IS NULL OR endpoint ~ '[^!-~]|[#"<>\\]' OR length(endpoint) > 2000 OR v_parts[1]::integer NOT BETWEEN 1 AND 65535 THEN
+        -- Not shown if it may have a password in it, or be the token in the wrong place.
+        RAISE EXCEPTION 'create_queue_worker: endpoint %: expected an http or https URL without user, password and fragment, such as https://app.example.com/api/jobs/run',
+            CASE WHEN endpoint LIKE '%@%' OR endpoint NOT LIKE '%://%' THEN '(not shown)' ELSE {{schema}}.shown(endpoint) END
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT jsonb_object_agg(p.key, p.value), min(p.key) FILTER (WHERE p.times > 1 OR p.key !~ '^[A-Za-z0-9_.~-]+$')
+    INTO v_values, v_twice
+    FROM (
+        SELECT split_part(q, '=', 1) AS key, substring(q FROM '=(.*)') AS value, count(*) OVER (PARTITION BY split_part(q, '=', 1)) AS times
+        FROM unnest(string_to_array(v_parts[2], '&')) AS q WHERE q <> ''
+    ) AS p;
+    IF v_twice IS NOT NULL THEN
+        RAISE EXCEPTION 'create_queue_worker: endpoint has the parameter %: expected each once, its name of letters, digits or _ . ~ -', {{schema}}.shown(v_twice)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+
+    queue := coalesce(nullif(v_values ->> 'queue', ''), 'default');
+    status := coalesce(nullif(v_values ->> 'status', ''), CASE queue WHEN 'failed' THEN 'failed' ELSE 'pending' END);
+    v_limit := coalesce(nullif(v_values ->> 'limit', ''), '1');
+    IF queue !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' THEN
+        RAISE EXCEPTION 'create_queue_worker: endpoint has queue=%: expected the name of a queue', {{schema}}.shown(queue) USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF status NOT IN ('pending', 'failed', 'any') OR queue = 'failed' AND status <> 'failed' THEN
+        RAISE EXCEPTION 'create_queue_worker: endpoint has status=%: expected pending, failed or any (queue=failed takes only failed)', {{schema}}.shown(status)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF v_limit !~ '^[0-9]{1,5}$' OR v_limit::integer NOT BETWEEN 1 AND 10000 THEN
+        RAISE EXCEPTION 'create_queue_worker: endpoint has limit=%: expected 1 to 10000', {{schema}}.shown(v_limit) USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF queue = 'failed' THEN
+        queue := 'default';
+    END IF;
+END
+$$;
+
 -- Refuses, with what to do, where pg_cron can't schedule into this database.
 CREATE FUNCTION {{schema}}.require_cron() RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = '' AS $$
@@ -33,11 +194,11 @@ DECLARE
     v_database text;
 BEGIN
     BEGIN
-        v_database := pg_catalog.current_setting('cron.database_name', true);
+        v_database := current_setting('cron.database_name', true);
     EXCEPTION WHEN insufficient_privilege THEN
         v_database := NULL; -- pg_cron shows it to few; where its extension is, its database is almost always
     END;
-    IF v_database <> pg_catalog.current_database() THEN
+    IF v_database <> current_database() THEN
         RAISE EXCEPTION 'pg_cron schedules into the database %, this one is %', quote_literal(v_database), quote_literal(current_database())
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = format('Keep the jobs in the database %I, or set cron.database_name to %L and restart Postgres.', v_database, current_database());
@@ -52,85 +213,10 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Install it, or do without workers: let the service call Work, or let any outside cron POST to the Run endpoint.';
     END IF;
-END
-$$;
-
--- The value of a parameter in a URL's query, NULL if it is absent.
-CREATE FUNCTION {{schema}}.url_parameter(url text, parameter text) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
-    SELECT (pg_catalog.regexp_match(pg_catalog.split_part(url, '#', 1), '[?&]' || parameter || '=([^&]*)'))[1]
-$$;
-
--- Creates a worker, or replaces the one of this name, and switches it on.
--- The token goes into Supabase Vault where that is installed, else into a table
--- that only its owner can read; it is in no command, log or view.
---   timeout_seconds  how long one call may take in all; above the service's
---                    RunWait, so that it is answered
---   http_extension   'http' (pgsql-http) or 'pg_net'; NULL: the first of them
---                    that is installed
--- Returns the id of its entry in cron.job.
-CREATE FUNCTION {{schema}}.create_queue_worker(
-    name text, endpoint text, token text, schedule text,
-    timeout_seconds integer DEFAULT 10, http_extension text DEFAULT NULL
-) RETURNS bigint
-LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
-DECLARE
-    v_queue     text;
-    v_status    text;
-    v_limit     text;
-    v_extension text;
-    v_job_id    bigint;
-BEGIN
-    IF name IS NULL OR name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' THEN
-        RAISE EXCEPTION 'create_queue_worker: name %: expected 1 to 63 letters, digits or _ . -, beginning with a letter or digit',
-            coalesce(quote_literal(left(name, 64)), 'NULL') USING ERRCODE = 'invalid_parameter_value';
+    IF NOT has_schema_privilege('cron', 'USAGE') THEN
+        RAISE EXCEPTION 'the role % may not use pg_cron', quote_literal(current_user) USING ERRCODE = 'insufficient_privilege',
+            HINT = format('Let a superuser run GRANT USAGE ON SCHEMA cron TO %I;', current_user);
     END IF;
-    -- Never shown whole: a URL may carry credentials.
-    IF endpoint IS NULL OR endpoint !~* '^https?://[^/?#@[:space:]]+(/[^[:space:]]*)?$' OR length(endpoint) > 2000 THEN
-        RAISE EXCEPTION 'create_queue_worker: endpoint %: expected an http or https URL without user and password, such as https://app.example.com/api/jobs/run',
-            coalesce(quote_literal(left(regexp_replace(endpoint, '//[^/]*@', '//…@'), 64)), 'NULL') USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    IF token IS NULL OR token !~ '^[!-~]+$' OR length(token) > 4096 THEN
-        RAISE EXCEPTION 'create_queue_worker: token: expected 1 to 4096 visible ASCII characters without spaces' USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    IF timeout_seconds IS NULL OR timeout_seconds NOT BETWEEN 1 AND 300 THEN
-        RAISE EXCEPTION 'create_queue_worker: timeout_seconds %: expected 1 to 300', coalesce(timeout_seconds::text, 'NULL') USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    v_queue := coalesce(nullif({{schema}}.url_parameter(endpoint, 'queue'), ''), 'default');
-    v_status := coalesce(nullif({{schema}}.url_parameter(endpoint, 'status'), ''), CASE v_queue WHEN 'failed' THEN 'failed' ELSE 'pending' END);
-    v_limit := coalesce(nullif({{schema}}.url_parameter(endpoint, 'limit'), ''), '1');
-    IF v_queue !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' THEN
-        RAISE EXCEPTION 'create_queue_worker: endpoint has queue=%: expected the name of a queue', left(v_queue, 64) USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    IF v_status NOT IN ('pending', 'failed', 'any') OR v_queue = 'failed' AND v_status <> 'failed' THEN
-        RAISE EXCEPTION 'create_queue_worker: endpoint has status=%: expected pending, failed or any (queue=failed takes only failed)', left(v_status, 64)
-            USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    IF v_limit !~ '^[0-9]{1,5}$' OR v_limit::integer NOT BETWEEN 1 AND 10000 THEN
-        RAISE EXCEPTION 'create_queue_worker: endpoint has limit=%: expected 1 to 10000', left(v_limit, 64) USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    IF v_queue = 'failed' THEN
-        v_queue := 'default';
-    ELSIF NOT EXISTS (SELECT FROM {{schema}}.queues q WHERE q.name = v_queue) THEN
-        RAISE WARNING 'queue % is not declared yet: declare it in Config.Queues and call Migrate', quote_literal(v_queue);
-    END IF;
-
-    PERFORM {{schema}}.require_cron();
-    v_extension := {{schema}}.choose_http_extension(http_extension);
-    PERFORM {{schema}}.check_schedule(schedule);
-
-    PERFORM {{schema}}.keep_token(name, token);
-    UPDATE {{schema}}.queue_workers w
-    SET endpoint = create_queue_worker.endpoint, queue = v_queue, status = v_status, http_extension = v_extension,
-        timeout_seconds = create_queue_worker.timeout_seconds, called_at = NULL, request_id = NULL
-    WHERE w.name = create_queue_worker.name;
-
-    -- cron.schedule leaves an entry switched off that was off, and the functions
-    -- that switch it on are not granted to everybody: make such an entry anew.
-    EXECUTE 'SELECT cron.unschedule(j.jobid) FROM cron.job j WHERE j.jobname = $1 AND j.username = current_user AND NOT j.active' USING name;
-    EXECUTE 'SELECT cron.schedule($1, $2, $3)' INTO v_job_id
-        USING name, schedule, format('SELECT %I.run_worker(%L)', '{{schema_name}}', name);
-    RETURN v_job_id;
 END
 $$;
 
@@ -138,7 +224,7 @@ CREATE FUNCTION {{schema}}.choose_http_extension(wanted text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = '' AS $$
 BEGIN
     IF wanted IS NOT NULL AND wanted NOT IN ('http', 'pg_net') THEN
-        RAISE EXCEPTION 'create_queue_worker: http_extension %: expected ''http'' or ''pg_net''', quote_literal(left(wanted, 64))
+        RAISE EXCEPTION 'create_queue_worker: http_extension %: expected ''http'' or ''pg_net''', {{schema}}.shown(wanted)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF coalesce(wanted, 'http') = 'http' AND {{schema}}.extension_schema('http') IS NOT NULL THEN
@@ -160,38 +246,64 @@ LANGUAGE plpgsql STABLE SET search_path = '' AS $$
 DECLARE
     v_version text;
 BEGIN
-    IF schedule IS NULL OR schedule !~ '^\s*(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|([-0-9A-Za-z*,/$]+\s+){4}[-0-9A-Za-z*,/]+|[1-5]?[0-9] seconds?)\s*$' THEN
-        RAISE EXCEPTION 'create_queue_worker: schedule %: expected five fields such as ''* * * * *'', or ''@hourly'', ''@daily'' and the like',
-            coalesce(quote_literal(left(schedule, 64)), 'NULL') USING ERRCODE = 'invalid_parameter_value';
+    IF schedule IS NULL OR schedule !~ '^\s*(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|([-0-9A-Za-z*,/$]+\s+){4}[-0-9A-Za-z*,/]+|([1-9]|[1-5][0-9])\s+seconds?)\s*$' THEN
+        -- One word may be the token in the wrong place.
+        RAISE EXCEPTION 'create_queue_worker: schedule %: expected five fields such as ''* * * * *'', or ''@hourly'', ''@daily'' and the like, or from pg_cron 1.5 on ''30 seconds''',
+            CASE WHEN schedule ~ '^\S{4,}$' THEN '(not shown)' ELSE {{schema}}.shown(schedule) END USING ERRCODE = 'invalid_parameter_value';
     END IF;
     SELECT e.extversion INTO v_version FROM pg_catalog.pg_extension e WHERE e.extname = 'pg_cron';
-    IF schedule ~ 'seconds?\s*$' AND regexp_replace(v_version, '-.*', '')::numeric < 1.5 THEN
-        RAISE EXCEPTION 'create_queue_worker: schedule %: pg_cron % has no schedules in seconds, version 1.5 was the first', quote_literal(schedule), v_version
+    IF schedule ~ 'seconds?\s*$' AND string_to_array(substring(v_version FROM '^[0-9.]*[0-9]'), '.')::integer[] < '{1,5}' THEN
+        RAISE EXCEPTION 'create_queue_worker: schedule %: pg_cron % has no schedules in seconds, version 1.5 was the first', {{schema}}.shown(schedule), v_version
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Use ''* * * * *'' (every minute), or update pg_cron.';
     END IF;
 END
 $$;
 
--- Stores a worker's token, in Vault if there is one. Makes the worker's row if
--- it is new; its other columns are filled in by create_queue_worker.
+-- Whether Supabase Vault is there, and for this role.
+CREATE FUNCTION {{schema}}.has_vault() RETURNS boolean
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT {{schema}}.extension_schema('supabase_vault') IS NOT NULL AND has_schema_privilege('vault', 'USAGE')
+        AND has_table_privilege('vault.decrypted_secrets', 'SELECT')
+$$;
+
 CREATE FUNCTION {{schema}}.keep_token(worker text, token text) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
     v_secret uuid;
     v_name   text := '{{schema_name}} worker ' || worker;
 BEGIN
-    IF {{schema}}.extension_schema('supabase_vault') IS NOT NULL THEN
-        EXECUTE 'SELECT id FROM vault.secrets WHERE name = $1' INTO v_secret USING v_name;
+    DELETE FROM {{schema}}.worker_tokens t WHERE t.worker = keep_token.worker;
+    IF {{schema}}.has_vault() THEN
+        EXECUTE 'SELECT id FROM vault.decrypted_secrets WHERE name = $1' INTO v_secret USING v_name;
         IF v_secret IS NULL THEN
             EXECUTE 'SELECT vault.create_secret($1, $2)' INTO v_secret USING token, v_name;
         ELSE
             EXECUTE 'SELECT vault.update_secret($1, $2)' USING v_secret, token;
         END IF;
-        token := NULL;
+    ELSE
+        INSERT INTO {{schema}}.worker_tokens (worker, token) VALUES (keep_token.worker, keep_token.token);
     END IF;
-    INSERT INTO {{schema}}.queue_workers AS w (name, endpoint, queue, status, http_extension, timeout_seconds, token, secret_id)
-    VALUES (worker, '', 'default', 'pending', 'http', 10, keep_token.token, v_secret)
-    ON CONFLICT ON CONSTRAINT queue_workers_pkey DO UPDATE SET token = excluded.token, secret_id = excluded.secret_id;
+    UPDATE {{schema}}.queue_workers w SET secret_id = v_secret WHERE w.name = keep_token.worker;
+END
+$$;
+
+-- The statement that makes a request calls this itself: as a parameter of it,
+-- the token could be logged.
+CREATE FUNCTION {{schema}}.worker_token(worker text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = '' AS $$
+DECLARE
+    v_secret uuid := (SELECT w.secret_id FROM {{schema}}.queue_workers w WHERE w.name = worker_token.worker);
+    v_token  text;
+BEGIN
+    IF v_secret IS NULL THEN
+        SELECT t.token INTO v_token FROM {{schema}}.worker_tokens t WHERE t.worker = worker_token.worker;
+    ELSE
+        EXECUTE 'SELECT decrypted_secret FROM vault.decrypted_secrets WHERE id = $1' INTO v_token USING v_secret;
+    END IF;
+    IF v_token IS NULL THEN
+        RAISE EXCEPTION 'worker %: its token is gone', quote_literal(worker) USING ERRCODE = 'undefined_object', HINT = 'Call create_queue_worker again.';
+    END IF;
+    RETURN v_token;
 END
 $$;
 
@@ -200,66 +312,82 @@ CREATE FUNCTION {{schema}}.remove_queue_worker(name text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
     v_worker {{schema}}.queue_workers%ROWTYPE;
-    v_found  boolean;
 BEGIN
-    DELETE FROM {{schema}}.queue_workers w WHERE w.name = remove_queue_worker.name RETURNING * INTO v_worker;
-    v_found := FOUND;
-    IF v_worker.secret_id IS NOT NULL AND {{schema}}.extension_schema('supabase_vault') IS NOT NULL THEN
-        EXECUTE 'DELETE FROM vault.secrets WHERE id = $1' USING v_worker.secret_id;
+    SELECT * INTO v_worker FROM {{schema}}.queue_workers w WHERE w.name = remove_queue_worker.name FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF v_worker.scheduled_by <> current_user AND NOT current_setting('is_superuser')::boolean THEN
+        RAISE EXCEPTION 'remove_queue_worker: %: it belongs to the role %', {{schema}}.shown(name), quote_literal(v_worker.scheduled_by)
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Let that role or a superuser remove it: pg_cron lets nobody else.';
     END IF;
     IF {{schema}}.extension_schema('pg_cron') IS NOT NULL THEN
-        EXECUTE 'SELECT count(cron.unschedule(j.jobid)) > 0 OR $3 FROM cron.job j
-                 WHERE j.jobname = $1 AND j.username = current_user AND j.command = $2' INTO v_found
-            USING name, format('SELECT %I.run_worker(%L)', '{{schema_name}}', name), v_found;
+        EXECUTE 'SELECT cron.unschedule(j.jobid) FROM cron.job j WHERE j.jobname = $1 AND j.username = $2 AND j.command = $3'
+            USING name, v_worker.scheduled_by, {{schema}}.worker_command(name);
     END IF;
-    RETURN v_found;
+    IF v_worker.secret_id IS NOT NULL AND {{schema}}.has_vault() THEN
+        EXECUTE 'DELETE FROM vault.secrets WHERE id = $1' USING v_worker.secret_id;
+    END IF;
+    DELETE FROM {{schema}}.worker_tokens t WHERE t.worker = remove_queue_worker.name;
+    DELETE FROM {{schema}}.queue_workers w WHERE w.name = remove_queue_worker.name;
+    RETURN true;
 END
 $$;
 
 -- What pg_cron runs: one HTTP request if a run with the worker's filter would
 -- pick something now, none otherwise. Doubled or replayed ticks are harmless:
 -- a request is only a hint to look.
---
--- client_min_messages: pgsql-http writes headers, so the token, to debug messages.
 CREATE FUNCTION {{schema}}.run_worker(name text) RETURNS text
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET client_min_messages = 'warning' AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
     v_worker {{schema}}.queue_workers%ROWTYPE;
-    v_token  text;
 BEGIN
     SELECT * INTO v_worker FROM {{schema}}.queue_workers w WHERE w.name = run_worker.name;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'worker % does not exist', quote_literal(left(name, 64)) USING ERRCODE = 'undefined_object',
+        RAISE EXCEPTION 'worker % does not exist', {{schema}}.shown(name) USING ERRCODE = 'undefined_object',
             HINT = 'Make it with create_queue_worker, or remove its entry with cron.unschedule.';
     END IF;
-    IF {{schema}}.next_due(v_worker.queue, v_worker.status) > now() IS NOT FALSE THEN
+    IF ({{schema}}.next_due(v_worker.queue, v_worker.status) <= now()) IS NOT TRUE THEN
         RETURN 'nothing due';
     END IF;
-
-    v_token := v_worker.token;
-    IF v_worker.secret_id IS NOT NULL THEN
-        EXECUTE 'SELECT decrypted_secret FROM vault.decrypted_secrets WHERE id = $1' INTO v_token USING v_worker.secret_id;
-        IF v_token IS NULL THEN
-            RAISE EXCEPTION 'worker %: its token is no longer in the vault', quote_literal(name) USING HINT = 'Call create_queue_worker again.';
-        END IF;
-    END IF;
     IF v_worker.http_extension = 'http' THEN
-        RETURN {{schema}}.call_with_http(v_worker, v_token);
+        RETURN {{schema}}.call_with_http(v_worker);
     END IF;
-    RETURN {{schema}}.call_with_pg_net(v_worker, v_token);
+    RETURN {{schema}}.call_with_pg_net(v_worker);
 END
 $$;
 
-CREATE FUNCTION {{schema}}.call_with_http(worker {{schema}}.queue_workers, token text) RETURNS text
+-- The beginning of an answer for an error message, without the token: some error
+-- pages show the request they are about. pgsql-http takes in any bytes as text;
+-- pg_cron would store what can't be read back.
+CREATE FUNCTION {{schema}}.answer_shown(answer text, worker text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = '' AS $$
+BEGIN
+    BEGIN
+        PERFORM convert_to(answer, getdatabaseencoding());
+    EXCEPTION WHEN character_not_in_repertoire THEN
+        RETURN '(no valid text)';
+    END;
+    RETURN coalesce(left(replace(answer, {{schema}}.worker_token(worker), '…'), 300), '');
+END
+$$;
+
+-- client_min_messages: pgsql-http writes headers, so the token, to debug messages.
+CREATE FUNCTION {{schema}}.call_with_http(worker {{schema}}.queue_workers) RETURNS text
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET client_min_messages = 'warning' AS $$
 DECLARE
     v_schema   text := {{schema}}.extension_schema('http');
     v_status   integer;
     v_content  text;
-    v_redirect boolean;
+    v_location text;
 BEGIN
     IF v_schema IS NULL THEN
         RAISE EXCEPTION 'worker %: the extension http (pgsql-http) is gone', quote_literal(worker.name) USING HINT = 'Install it, or call create_queue_worker again.';
+    END IF;
+    IF current_setting('log_min_messages') ~ '^debug[2-5]$' THEN
+        RAISE EXCEPTION 'worker %: with log_min_messages = % pgsql-http would write the token to the server''s log',
+            quote_literal(worker.name), current_setting('log_min_messages')
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Set log_min_messages to debug1 or above.';
     END IF;
     -- Every tick is a new session, so they are set every time, and in the one
     -- way that works in all versions. The defaults are 1 s and 5 s.
@@ -267,42 +395,56 @@ BEGIN
         USING least(5, worker.timeout_seconds)::text, worker.timeout_seconds::text;
     -- The function stands in FROM so that it is called once.
     EXECUTE format(
-        'SELECT r.status, r.content, EXISTS (SELECT FROM pg_catalog.unnest(r.headers) AS h WHERE pg_catalog.lower(h.field) = ''location'')
-         FROM %1$I.http(ROW(''POST'', $1, ARRAY[ROW(''Authorization'', ''Bearer '' || $2)]::%1$I.http_header[],
+        'SELECT r.status, r.content, (SELECT h.value FROM unnest(r.headers) AS h WHERE lower(h.field) = ''location'' LIMIT 1)
+         FROM %1$I.http(ROW(''POST'', $1, ARRAY[ROW(''Authorization'', ''Bearer '' || {{schema}}.worker_token($2))]::%1$I.http_header[],
                             ''application/json'', ''{}'')::%1$I.http_request) AS r', v_schema)
-        INTO v_status, v_content, v_redirect USING worker.endpoint, token;
-    IF v_redirect THEN
-        RAISE EXCEPTION 'worker %: the endpoint redirects, which turns its POST into another request', quote_literal(worker.name)
-            USING HINT = 'Call create_queue_worker with the URL that it redirects to.';
+        INTO v_status, v_content, v_location USING worker.endpoint, worker.name;
+    -- pgsql-http has followed it already, most kinds of it with a GET.
+    IF v_location IS NOT NULL THEN
+        RAISE EXCEPTION 'worker %: the endpoint redirects to %, where % was answered: %', quote_literal(worker.name),
+            {{schema}}.answer_shown(v_location, worker.name), v_status, {{schema}}.answer_shown(v_content, worker.name)
+            USING HINT = 'Call create_queue_worker with the URL that needs no redirect.';
     END IF;
-    IF v_status NOT BETWEEN 200 AND 299 OR v_status IS NULL THEN
-        RAISE EXCEPTION 'worker %: the endpoint answered %: %', quote_literal(worker.name), coalesce(v_status::text, 'nothing'),
-            left(coalesce(v_content, ''), 300);
+    IF v_status NOT BETWEEN 200 AND 299 THEN
+        RAISE EXCEPTION 'worker %: the endpoint answered %: %', quote_literal(worker.name), v_status, {{schema}}.answer_shown(v_content, worker.name);
     END IF;
-    UPDATE {{schema}}.queue_workers w SET called_at = clock_timestamp() WHERE w.name = worker.name;
+    PERFORM {{schema}}.note_call(worker.name, NULL);
     RETURN 'answered ' || v_status;
 END
 $$;
 
 -- pg_net sends the request after commit, so its outcome is not this run's: the
 -- view workers shows it.
-CREATE FUNCTION {{schema}}.call_with_pg_net(worker {{schema}}.queue_workers, token text) RETURNS text
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET client_min_messages = 'warning' AS $$
+CREATE FUNCTION {{schema}}.call_with_pg_net(worker {{schema}}.queue_workers) RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
     v_request bigint;
 BEGIN
-    EXECUTE 'SELECT net.http_post(url := $1, headers := $2, timeout_milliseconds := $3)' INTO v_request
-        USING worker.endpoint, jsonb_build_object('Authorization', 'Bearer ' || token, 'Content-Type', 'application/json'), worker.timeout_seconds * 1000;
-    UPDATE {{schema}}.queue_workers w SET called_at = clock_timestamp(), request_id = v_request WHERE w.name = worker.name;
+    IF {{schema}}.extension_schema('pg_net') IS NULL THEN
+        RAISE EXCEPTION 'worker %: the extension pg_net is gone', quote_literal(worker.name) USING HINT = 'Install it, or call create_queue_worker again.';
+    END IF;
+    EXECUTE 'SELECT net.http_post(url := $1, timeout_milliseconds := $2,
+            headers := jsonb_build_object(''Authorization'', ''Bearer '' || {{schema}}.worker_token($3), ''Content-Type'', ''application/json''))'
+        INTO v_request USING worker.endpoint, worker.timeout_seconds * 1000, worker.name;
+    PERFORM {{schema}}.note_call(worker.name, v_request);
     RETURN 'queued';
 END
+$$;
+
+-- Skipped where the row is locked: a create_queue_worker that is not committed
+-- must not hold up a worker.
+CREATE FUNCTION {{schema}}.note_call(worker text, request bigint) RETURNS void
+LANGUAGE sql VOLATILE SET search_path = '' AS $$
+    UPDATE {{schema}}.queue_workers SET called_at = clock_timestamp(), request_id = note_call.request
+    WHERE name = (SELECT w.name FROM {{schema}}.queue_workers w WHERE w.name = note_call.worker FOR NO KEY UPDATE SKIP LOCKED)
 $$;
 
 -- The rows of the view workers. A function, because cron and net may be
 -- missing when the schema is made.
 CREATE FUNCTION {{schema}}.list_workers() RETURNS TABLE (
-    name text, schedule text, active boolean, endpoint text, queue text, status text, http_extension text, created_at timestamptz, called_at timestamptz,
-    last_run_at timestamptz, last_run_ended_at timestamptz, last_outcome text, last_message text, age interval
+    name text, schedule text, active boolean, endpoint text, queue text, status text, http_extension text, timeout_seconds integer,
+    created_at timestamptz, called_at timestamptz, last_run_at timestamptz, last_run_ended_at timestamptz,
+    last_outcome text, last_message text, age interval
 )
 LANGUAGE plpgsql STABLE SET search_path = '' AS $$
 DECLARE
@@ -311,16 +453,22 @@ BEGIN
     IF {{schema}}.extension_schema('pg_cron') IS NULL THEN
         RETURN;
     END IF;
+    -- A run that queued a request for pg_net came out as its answer did. Without
+    -- one, the request is under way or lost; pg_net forgets answers in six hours.
     IF {{schema}}.extension_schema('pg_net') IS NOT NULL THEN
         v_answer := $q$
-            (SELECT CASE WHEN p.status_code BETWEEN 200 AND 299 THEN 'succeeded' ELSE 'failed' END FROM net._http_response p WHERE p.id = w.request_id),
-            (SELECT coalesce(p.error_msg, p.status_code || ' ' || left(p.content, 300)) FROM net._http_response p WHERE p.id = w.request_id) $q$;
+            CASE WHEN p.status_code BETWEEN 200 AND 299 THEN 'succeeded' WHEN p.id IS NOT NULL THEN 'failed'
+                WHEN w.called_at > now() - make_interval(secs => w.timeout_seconds + 60) THEN 'queued' ELSE 'unanswered' END,
+            coalesce(p.error_msg, p.status_code || ' ' || {{schema}}.answer_shown(p.content, w.name))
+            FROM (SELECT) AS always LEFT JOIN net._http_response p ON p.id = w.request_id
+            WHERE w.request_id IS NOT NULL AND d.status = 'succeeded' AND w.called_at >= d.start_time $q$;
     END IF;
     RETURN QUERY EXECUTE format($q$
-        SELECT w.name, c.schedule, c.active, w.endpoint, w.queue, w.status, w.http_extension, w.created_at, w.called_at,
-            d.start_time, d.end_time, coalesce(a.outcome, d.status), coalesce(a.message, d.return_message), now() - d.start_time
+        SELECT w.name, c.schedule, c.active, w.endpoint, w.queue, w.status, w.http_extension, w.timeout_seconds,
+            w.created_at, w.called_at, d.start_time, d.end_time,
+            coalesce(a.outcome, d.status), coalesce(a.message, d.return_message), now() - d.start_time
         FROM {{schema}}.queue_workers w
-        JOIN cron.job c ON c.jobname = w.name AND c.command = format('SELECT %%I.run_worker(%%L)', '{{schema_name}}', w.name)
+        JOIN cron.job c ON c.jobname = w.name AND c.username = w.scheduled_by AND c.command = {{schema}}.worker_command(w.name)
         LEFT JOIN LATERAL (
             SELECT r.* FROM cron.job_run_details r WHERE r.jobid = c.jobid ORDER BY r.runid DESC LIMIT 1) AS d ON true
         LEFT JOIN LATERAL (SELECT %s) AS a (outcome, message) ON true
@@ -331,3 +479,13 @@ $$;
 -- Every worker and what came of its last run; never its token. age is how long
 -- ago that run began.
 CREATE VIEW {{schema}}.workers AS SELECT * FROM {{schema}}.list_workers();
+
+-- Its rows are what the reader may see, not what the owner may. Older versions
+-- have no such setting; there the rights alone keep others out.
+DO $$
+BEGIN
+    IF current_setting('server_version_num')::integer >= 150000 THEN
+        ALTER VIEW {{schema}}.workers SET (security_invoker = true);
+    END IF;
+END
+$$;

@@ -1,10 +1,16 @@
 -- Retention: what is finished and old goes, a bounded number of rows a call.
 
+ALTER TABLE {{schema}}.clean_up_state ADD COLUMN last_runid bigint NOT NULL DEFAULT 0;
+
 -- Deletes up to batch finished jobs: succeeded and cancelled ones that finished
--- longer ago than keep, dead ones longer ago than keep_dead. Jobs that another
--- table still refers to stay. It also deletes what pg_cron recorded of workers
--- longer ago than keep, and what it never recorded an end of, and workers whose
--- cron entry was removed. Returns the number of deleted jobs. NULL: keep for ever.
+-- longer ago than keep, dead ones longer ago than keep_dead. NULL: keep for
+-- ever. Jobs that a foreign key of another table protects stay. It also deletes
+-- what pg_cron recorded of workers longer ago than keep, what it never recorded
+-- an end of, and workers whose cron entry was removed.
+--
+-- Returns the number of deleted jobs; as long as that is batch, there are more.
+-- A call looks at 100,000 old jobs at most and the next one goes on behind
+-- them, so it takes little time whatever has to be kept.
 --
 -- There is no index on finished_at: every job would pay for it at its finish.
 -- Ids begin with the time of creation, so the primary key finds what is old.
@@ -13,36 +19,42 @@ CREATE FUNCTION {{schema}}.clean_up(
 ) RETURNS integer
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
-    v_after   uuid;
+    c_look    CONSTANT integer := 100000;
+    v_state   {{schema}}.clean_up_state%ROWTYPE;
+    v_before  uuid := {{schema}}.first_id_after(now() - least(keep, keep_dead));
     v_ids     uuid[];
-    v_deleted integer := 0;
+    v_last    uuid;
+    v_deleted integer;
 BEGIN
-    IF keep < '0' OR keep_dead < '0' OR batch IS NULL OR batch NOT BETWEEN 1 AND 100000 THEN
-        RAISE EXCEPTION 'clean_up: keep %, keep_dead %, batch %: expected times not below zero, and a batch of 1 to 100000', keep, keep_dead, batch
+    IF keep < '0' OR keep_dead < '0' OR batch IS NULL OR batch NOT BETWEEN 1 AND c_look THEN
+        RAISE EXCEPTION 'clean_up: keep %, keep_dead %, batch %: expected times not below zero, and a batch of 1 to %', keep, keep_dead, batch, c_look
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    SELECT s.last_id INTO v_after FROM {{schema}}.clean_up_state s FOR UPDATE SKIP LOCKED;
+    SELECT * INTO v_state FROM {{schema}}.clean_up_state FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN 0; -- another one is at it
     END IF;
 
-    v_ids := ARRAY(
-        SELECT j.id FROM {{schema}}.jobs j
-        WHERE j.id > v_after AND j.id < {{schema}}.first_id_after(now() - least(keep, keep_dead))
-            AND (j.status IN ('succeeded', 'cancelled') AND j.finished_at <= now() - keep
-                OR j.status = 'dead' AND j.finished_at <= now() - keep_dead)
-        ORDER BY j.id LIMIT batch FOR UPDATE SKIP LOCKED);
-    BEGIN
-        DELETE FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids);
-        GET DIAGNOSTICS v_deleted = ROW_COUNT;
-    EXCEPTION WHEN foreign_key_violation OR restrict_violation THEN
-        v_deleted := {{schema}}.delete_unreferenced(v_ids);
-    END;
-    -- Go on behind these the next time, and from the beginning after the last.
-    UPDATE {{schema}}.clean_up_state
-    SET last_id = CASE cardinality(v_ids) WHEN batch THEN v_ids[batch] ELSE '00000000-0000-0000-0000-000000000000' END;
+    EXECUTE format($q$
+        SELECT ARRAY(
+            SELECT j.id FROM (SELECT * FROM {{schema}}.jobs WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3) AS j
+            WHERE (j.status IN ('succeeded', 'cancelled') AND j.finished_at <= now() - $4
+                OR j.status = 'dead' AND j.finished_at <= now() - $5) %s
+            ORDER BY j.id LIMIT $6) $q$, {{schema}}.unreferenced())
+        INTO v_ids USING v_state.last_id, v_before, c_look, keep, keep_dead, batch;
+    IF cardinality(v_ids) = batch THEN
+        v_last := v_ids[batch];
+    ELSE
+        SELECT j.id INTO v_last FROM {{schema}}.jobs j WHERE j.id > v_state.last_id AND j.id < v_before
+        ORDER BY j.id OFFSET c_look - 1 LIMIT 1;
+    END IF;
+    -- Rows that somebody has locked are about to be referenced, or to go.
+    v_ids := ARRAY(SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE SKIP LOCKED);
+    v_deleted := {{schema}}.delete_jobs(v_ids);
 
-    PERFORM {{schema}}.clean_up_cron(keep, batch);
+    UPDATE {{schema}}.clean_up_state
+    SET last_id = coalesce(v_last, '00000000-0000-0000-0000-000000000000'), -- from the beginning after the last
+        last_runid = {{schema}}.clean_up_cron(v_state.last_runid, keep);
     RETURN v_deleted;
 END
 $$;
@@ -53,46 +65,86 @@ LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
     SELECT (lpad(to_hex(greatest(0, extract(epoch FROM at) * 1000 + 1)::bigint), 12, '0') || '00000000000000000000')::uuid
 $$;
 
--- One by one, past those that another table refers to.
-CREATE FUNCTION {{schema}}.delete_unreferenced(ids uuid[]) RETURNS integer
+-- The condition that no foreign key forbids to delete the job j: that way those
+-- cost a look-up and not a deletion taken back. A table this role may not read
+-- is left to delete_jobs.
+CREATE FUNCTION {{schema}}.unreferenced() RETURNS text
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT coalesce(string_agg(format('AND NOT EXISTS (SELECT FROM %s AS r WHERE r.%I = j.id)', t.oid::regclass, a.attname), ' '), '')
+    FROM pg_catalog.pg_constraint c
+    JOIN pg_catalog.pg_class t ON t.oid = c.conrelid
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = c.conkey[1]
+    WHERE c.contype = 'f' AND c.confrelid = '{{schema}}.jobs'::regclass AND c.conparentid = 0
+        AND c.confdeltype IN ('a', 'r') AND cardinality(c.conkey) = 1
+        AND has_schema_privilege(t.relnamespace, 'USAGE') AND has_column_privilege(t.oid, a.attnum, 'SELECT')
+$$;
+
+-- Deletes jobs, past those that a constraint or a trigger of another table
+-- keeps: where one is among them, each half is tried alone.
+CREATE FUNCTION {{schema}}.delete_jobs(ids uuid[]) RETURNS integer
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
-    v_id      uuid;
-    v_deleted integer := 0;
+    v_deleted integer;
+    v_half    integer := cardinality(ids) / 2;
 BEGIN
-    FOREACH v_id IN ARRAY ids LOOP
-        BEGIN
-            DELETE FROM {{schema}}.jobs j WHERE j.id = v_id;
-            v_deleted := v_deleted + 1;
-        EXCEPTION WHEN foreign_key_violation OR restrict_violation THEN
-            NULL;
-        END;
-    END LOOP;
-    RETURN v_deleted;
+    IF cardinality(ids) = 0 THEN
+        RETURN 0;
+    END IF;
+    BEGIN
+        SET CONSTRAINTS ALL IMMEDIATE; -- what is checked at commit would undo everything then
+        DELETE FROM {{schema}}.jobs j WHERE j.id = ANY (ids);
+        GET DIAGNOSTICS v_deleted = ROW_COUNT;
+        RETURN v_deleted;
+    EXCEPTION WHEN integrity_constraint_violation OR raise_exception THEN
+        IF v_half = 0 THEN
+            RETURN 0;
+        END IF;
+    END;
+    RETURN {{schema}}.delete_jobs(ids[:v_half]) + {{schema}}.delete_jobs(ids[v_half + 1:]);
 END
 $$;
 
-CREATE FUNCTION {{schema}}.clean_up_cron(keep interval, batch integer) RETURNS void
+-- Deletes what pg_cron recorded, in the 100,000 runs after this one, and returns
+-- where to go on; and workers whose entry was removed with cron.unschedule.
+-- Rows that never got an end are of pg_cron's restarts; some have no start
+-- either: they are as old as the rows after them.
+CREATE FUNCTION {{schema}}.clean_up_cron(last_runid bigint, keep interval) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
+DECLARE
+    c_removed CONSTANT text := 'w.scheduled_by = current_user AND NOT EXISTS (SELECT FROM cron.job j
+        WHERE j.jobname = w.name AND j.username = current_user AND j.command = {{schema}}.worker_command(w.name))';
+    v_worker  text;
+    v_first   bigint;
+    v_last    bigint;
+    v_arrived boolean;
 BEGIN
-    IF {{schema}}.extension_schema('pg_cron') IS NULL THEN
-        RETURN;
+    IF {{schema}}.extension_schema('pg_cron') IS NULL OR NOT has_schema_privilege('cron', 'USAGE') THEN
+        RETURN 0;
     END IF;
-    -- After a restart some rows never get an end, and some not even a start:
-    -- those are as old as the rows around them.
+    -- Other roles' entries can't be seen: they look as if they had been removed.
+    -- Looked at once more with the row locked: it may just be made anew.
+    FOR v_worker IN EXECUTE 'SELECT w.name FROM {{schema}}.queue_workers w WHERE ' || c_removed || ' FOR UPDATE SKIP LOCKED' LOOP
+        EXECUTE 'SELECT {{schema}}.remove_queue_worker(w.name) FROM {{schema}}.queue_workers w WHERE w.name = $1 AND ' || c_removed USING v_worker;
+    END LOOP;
+
+    IF keep IS NULL OR NOT has_table_privilege('cron.job_run_details', 'SELECT') OR NOT has_table_privilege('cron.job_run_details', 'DELETE') THEN
+        RETURN 0;
+    END IF;
+    EXECUTE 'SELECT d.runid FROM cron.job_run_details d WHERE d.runid > $1 ORDER BY d.runid LIMIT 1' INTO v_first USING last_runid;
+    v_last := v_first + 99999;
     EXECUTE $q$
-        DELETE FROM cron.job_run_details WHERE runid IN (
-            SELECT d.runid FROM cron.job_run_details d
-            WHERE (d.end_time IS NULL OR d.command LIKE 'SELECT {{schema_name}}.run_worker(%')
-                AND coalesce(d.end_time, d.start_time, (
-                    SELECT later.start_time FROM cron.job_run_details later
-                    WHERE later.runid > d.runid AND later.start_time IS NOT NULL ORDER BY later.runid LIMIT 1)) < now() - $1
-            ORDER BY d.runid LIMIT $2) $q$ USING keep, batch;
-    EXECUTE $q$
-        SELECT count({{schema}}.remove_queue_worker(w.name)) FROM {{schema}}.queue_workers w
-        WHERE w.created_at < now() - interval '1 minute' AND NOT EXISTS (
-            SELECT FROM cron.job c WHERE c.jobname = w.name AND c.command = format('SELECT %I.run_worker(%L)', '{{schema_name}}', w.name)) $q$;
-EXCEPTION WHEN insufficient_privilege THEN
-    RAISE WARNING 'clean_up: this role may not clean up cron.job_run_details';
+        DELETE FROM cron.job_run_details d
+        WHERE d.runid BETWEEN $1 AND $2
+            AND (starts_with(d.command, $3) AND d.end_time IS NOT NULL
+                OR d.end_time IS NULL AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = d.job_pid))
+            AND coalesce(d.end_time, d.start_time, (
+                SELECT later.start_time FROM cron.job_run_details later
+                WHERE later.runid > d.runid AND later.start_time IS NOT NULL ORDER BY later.runid LIMIT 1)) < now() - $4 $q$
+        USING v_first, v_last, left({{schema}}.worker_command(''), -3), keep;
+    -- From the beginning once it has come to what is young.
+    EXECUTE 'SELECT EXISTS (SELECT FROM cron.job_run_details d WHERE d.runid BETWEEN $1 AND $2 AND d.start_time >= now() - $3)
+            OR NOT EXISTS (SELECT FROM cron.job_run_details d WHERE d.runid > $2)'
+        INTO v_arrived USING v_first, v_last, keep;
+    RETURN CASE WHEN v_arrived OR v_first IS NULL THEN 0 ELSE v_last END;
 END
 $$;

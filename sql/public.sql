@@ -1,6 +1,19 @@
 -- The public entry: the functions that people type, reachable with the default
 -- search_path. They run with the caller's rights and do nothing themselves.
 
+DO $$
+DECLARE
+    v_taken text;
+BEGIN
+    SELECT min(p.oid::regprocedure::text) INTO v_taken FROM pg_catalog.pg_proc p
+    WHERE p.pronamespace = 'public'::regnamespace AND p.proname IN ('create_job', 'create_queue_worker', 'remove_queue_worker')
+        AND p.prosrc NOT LIKE '%{{schema}}.%';
+    IF v_taken IS NOT NULL THEN
+        RAISE EXCEPTION 'the function % in the schema public is somebody else''s', v_taken USING ERRCODE = 'duplicate_function';
+    END IF;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION public.create_job(
     name text, run_at timestamptz DEFAULT now(), payload jsonb DEFAULT 'null', queue text DEFAULT 'default'
 ) RETURNS uuid LANGUAGE sql VOLATILE SET search_path = '' AS $$

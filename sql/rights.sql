@@ -1,12 +1,14 @@
--- Applied by every Migrate: nothing here is for anybody but the owner. Row level
--- security without policies, and no rights, keep it out of Supabase's data API.
+-- Applied after every migration: nothing here is for anybody but the owner. Row
+-- level security without policies, and no rights, keep it out of Supabase's data
+-- API, also where default privileges gave its roles everything.
 DO $$
 DECLARE
-    v_table  text;
+    v_table  regclass;
     v_others text;
 BEGIN
-    FOR v_table IN SELECT c.relname FROM pg_catalog.pg_class c WHERE c.relnamespace = '{{schema_name}}'::regnamespace AND c.relkind = 'r' LOOP
-        EXECUTE format('ALTER TABLE {{schema}}.%I ENABLE ROW LEVEL SECURITY', v_table);
+    FOR v_table IN SELECT c.oid FROM pg_catalog.pg_class c
+        WHERE c.relnamespace = '{{schema}}'::regnamespace AND c.relkind = 'r' AND NOT c.relrowsecurity LOOP
+        EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', v_table);
     END LOOP;
     SELECT string_agg(quote_ident(r.rolname), ', ') INTO v_others FROM pg_catalog.pg_roles r
     WHERE r.rolname IN ('anon', 'authenticated', 'service_role') AND r.rolname <> current_user;

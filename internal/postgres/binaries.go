@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// preferredMajor is used where pg_cron is installed for it, whatever newer
-// versions there are: it is the oldest one supported.
+// preferredMajor comes first among the versions that have pg_cron: it is the
+// oldest one supported.
 const preferredMajor = 15
 
 var errNoServer = errors.New("no PostgreSQL server found (postgres, initdb and pg_ctl in one directory): " +
@@ -19,8 +19,9 @@ var errNoServer = errors.New("no PostgreSQL server found (postgres, initdb and p
 	"elsewhere install PostgreSQL 15 or newer and put its bin directory in PATH")
 
 // BinDir is the directory of the server binaries that Start uses: on Debian and
-// Ubuntu those of version 15 if it has pg_cron, else of the newest version;
-// elsewhere what pg_config names or PATH holds. The error says what to install.
+// Ubuntu those of a version that has pg_cron, 15 before the newest, else of the
+// newest version; elsewhere what pg_config names or PATH holds. The error says
+// what to install.
 func BinDir() (string, error) {
 	installed, _ := filepath.Glob("/usr/lib/postgresql/*/bin") // fails on bad patterns only
 	slices.SortFunc(installed, func(a, b string) int { return cmp.Compare(rank(b), rank(a)) })
@@ -50,15 +51,18 @@ func HasCron() bool {
 
 // rank orders /usr/lib/postgresql/<major>/bin; the highest is to be used.
 func rank(bin string) int {
-	const aboveAll = 1 << 20
+	const withCron, preferred = 1 << 20, 1 << 21
 	major, err := strconv.Atoi(filepath.Base(filepath.Dir(bin)))
-	if err != nil {
+	switch {
+	case err != nil:
 		return 0
+	case !hasLibrary(bin, "pg_cron"):
+		return major
+	case major == preferredMajor:
+		return preferred
+	default:
+		return withCron + major
 	}
-	if major == preferredMajor && hasLibrary(bin, "pg_cron") {
-		return aboveAll
-	}
-	return major
 }
 
 func isBinDir(dir string) bool {

@@ -152,9 +152,9 @@ func TestHTTP(t *testing.T) {
 	t.Run("as the server has it", func(t *testing.T) {
 		t.Parallel()
 		conn := connect(t, start(t))
-		real, err := postgres.InstallHTTP(t.Context(), conn, extensions)
+		isReal, err := postgres.InstallHTTP(t.Context(), conn, extensions)
 		require.NoError(t, err)
-		t.Logf("the real extension: %t", real)
+		t.Logf("the real extension: %t", isReal)
 		testHTTP(t, conn)
 	})
 	t.Run("double", func(t *testing.T) {

@@ -25,12 +25,12 @@ var (
 // InstallHTTP installs the extension http (pgsql-http) into the schema, which
 // it creates if need be: the real one where the server has it, else the double.
 // It says which.
-func InstallHTTP(ctx context.Context, conn *pgx.Conn, schema string) (real bool, err error) {
-	err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'http')").Scan(&real)
+func InstallHTTP(ctx context.Context, conn *pgx.Conn, schema string) (isReal bool, err error) {
+	err = conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'http')").Scan(&isReal)
 	if err != nil {
 		return false, fmt.Errorf("install http: %w", err)
 	}
-	if !real {
+	if !isReal {
 		return false, InstallHTTPDouble(ctx, conn, schema)
 	}
 	name := pgx.Identifier{schema}.Sanitize()

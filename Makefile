@@ -1,0 +1,41 @@
+# make demo and make test need Go, and root or sudo if something is to be
+# installed; scripts/install-postgres.sh says what.
+
+GOLANGCI_LINT = go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+# What the library keeps out of the go.sum of those who import it.
+NESTED = $(patsubst %/go.mod,%,$(wildcard examples/*/go.mod))
+
+.PHONY: help
+help: ## print the targets (default)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: ## run the quickstart, on $DATABASE_URL or a throw-away Postgres
+	@test -n "$$DATABASE_URL" || scripts/install-postgres.sh server
+	@go run ./examples/quickstart
+
+.PHONY: test
+test: ## install what the tests need and run them all, with the race detector
+	@scripts/install-postgres.sh test
+	@# Without a package named, go test also shows what passing tests print: which
+	@# extensions there are.
+	go test -race -count=1
+	go test -race -count=1 $$(go list ./... | grep -vx "$$(go list)")
+	@set -e; for module in $(NESTED); do (set -x; cd $$module; go test -race -count=1 ./...); done
+
+.PHONY: bench
+bench: ## measure the library beside others on a throw-away Postgres, for some minutes
+	@scripts/install-postgres.sh server
+	@cd benchmarks && go run .
+
+.PHONY: lint
+lint: ## vet, gofmt, golangci-lint, go mod tidy and the build of the examples, changing nothing
+	@set -e; for module in . $(NESTED); do ( \
+		echo "lint $$module"; cd $$module; \
+		go vet ./...; \
+		unformatted=$$(gofmt -l .); \
+		if [ -n "$$unformatted" ]; then echo "not formatted with gofmt:"; echo "$$unformatted"; exit 1; fi; \
+		$(GOLANGCI_LINT) run ./...; \
+		go mod tidy -diff; \
+		go build -buildvcs=false -o /dev/null ./... ); done

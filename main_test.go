@@ -1,0 +1,97 @@
+package scheduler_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/relay-club/scheduler/internal/postgres"
+)
+
+// shared is the one cluster of this package's tests. pg_cron and http are in
+// its database postgres, the only one into which pg_cron schedules.
+var shared struct {
+	cluster *postgres.Cluster
+	cron    bool   // whether pg_cron is there
+	http    string // "extension", "double", or "" where there is neither
+}
+
+// extensionSchema is where shared has the extension http, as on Supabase: not
+// in the search_path.
+const extensionSchema = "extensions"
+
+func TestMain(m *testing.M) {
+	if role, ok := os.LookupEnv(roleEnv); ok {
+		runChild(role)
+		return
+	}
+	code, err := runTests(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func runTests(m *testing.M) (code int, err error) {
+	shared.cron = postgres.HasCron()
+	shared.cluster, err = postgres.Start(context.Background(), postgres.Options{
+		Cron: shared.cron,
+		Settings: map[string]string{
+			// Nothing here has to outlive the machine. What is committed still
+			// outlives the server.
+			"fsync":            "off",
+			"full_page_writes": "off",
+			"max_connections":  "500",
+		},
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, shared.cluster.Stop()) }()
+	go stopWhenInterrupted()
+
+	if err := installExtensions(context.Background()); err != nil {
+		return 0, err
+	}
+	fmt.Printf("with PostgreSQL in %s, pg_cron: %t, http: %q\n", shared.cluster.BinDir(), shared.cron, shared.http)
+	return m.Run(), nil
+}
+
+// stopWhenInterrupted leaves no cluster behind when the tests are called off
+// from the terminal.
+func stopWhenInterrupted() {
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
+	<-interrupted
+	_ = shared.cluster.Stop() // there is nobody left to tell
+	os.Exit(1)
+}
+
+func installExtensions(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, shared.cluster.URL("postgres"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	if shared.cron {
+		if _, err := conn.Exec(ctx, "CREATE EXTENSION pg_cron"); err != nil {
+			return err
+		}
+	}
+	switch isReal, err := postgres.InstallHTTP(ctx, conn, extensionSchema); {
+	case err != nil:
+		fmt.Println(err) // tests that need it are skipped
+	case isReal:
+		shared.http = "extension"
+	default:
+		shared.http = "double"
+	}
+	return nil
+}

@@ -1,0 +1,192 @@
+package scheduler_test
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"github.com/relay-club/scheduler"
+)
+
+// objects lists everything that is defined in a schema, and which transaction
+// wrote it.
+const objects = `
+SELECT string_agg(kind || ' ' || name || ' ' || version, E'\n' ORDER BY kind, name) FROM (
+	SELECT 'relation', relname::text, xmin::text FROM pg_class WHERE relnamespace = to_regnamespace($1)
+	UNION ALL SELECT 'function', oid::regprocedure::text, xmin::text FROM pg_proc WHERE pronamespace = to_regnamespace($1)
+	UNION ALL SELECT 'constraint', conname::text, xmin::text FROM pg_constraint WHERE connamespace = to_regnamespace($1)
+) AS t (kind, name, version)`
+
+func TestMigrateChangesNothingWhereNothingIsToDo(t *testing.T) {
+	t.Parallel()
+	pool := newPoolOn(t, newDatabase(t))
+	s, err := scheduler.New(pool, scheduler.Config{})
+	require.NoError(t, err)
+	require.NoError(t, s.Migrate(t.Context()))
+	before := mustQuery[string](t, pool, objects, "scheduler") + mustQuery[string](t, pool, objects, "public")
+	require.Contains(t, before, "relation jobs")
+	require.Contains(t, before, "create_job(")
+	rows := mustQuery[string](t, pool, "SELECT string_agg(version || ' ' || name || ' ' || applied_at, ',') FROM scheduler.schema_migrations")
+	job := mustCreate(t, s, "a", scheduler.JobData{})
+	for range 2 {
+		require.NoError(t, s.Migrate(t.Context()))
+		require.Equal(t, before, mustQuery[string](t, pool, objects, "scheduler")+mustQuery[string](t, pool, objects, "public"))
+		require.Equal(t, rows, mustQuery[string](t, pool, "SELECT string_agg(version || ' ' || name || ' ' || applied_at, ',') FROM scheduler.schema_migrations"))
+	}
+	require.Equal(t, job, mustGet(t, s, job.ID))
+}
+
+func TestManyMayMigrateAtOnce(t *testing.T) {
+	t.Parallel()
+	pool := newPoolOn(t, newDatabase(t))
+	var all sync.WaitGroup
+	errs := make([]error, 8)
+	for i := range errs {
+		s, err := scheduler.New(pool, scheduler.Config{Queues: queueConfigs{scheduler.JobQueue("own" + string(rune('0'+i))): {MaxAttempts: i + 1}}})
+		require.NoError(t, err)
+		all.Go(func() { errs[i] = s.Migrate(context.Background()) })
+	}
+	all.Wait()
+	for _, err := range errs {
+		require.NoError(t, err)
+	}
+	require.True(t, mustQuery[bool](t, pool, "SELECT count(*) = max(version) AND min(version) = 1 FROM scheduler.schema_migrations"))
+	require.Equal(t, 8, mustQuery[int](t, pool, "SELECT count(*) FROM scheduler.queues WHERE name LIKE 'own%' AND max_attempts = 1 + substr(name, 4)::int"))
+}
+
+func TestMigrateRefusesANewerSchema(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) { schema = c.Schema })
+	mustExec(t, pool, "INSERT INTO "+schema+".schema_migrations (version, name) VALUES (999, 'from the future')")
+	newer, err := scheduler.New(pool, scheduler.Config{Schema: schema, Queues: queueConfigs{"own": {}}})
+	require.NoError(t, err)
+	for _, s := range []*scheduler.Scheduler{s, newer} {
+		err = s.Migrate(t.Context())
+		require.ErrorIs(t, err, scheduler.ErrNewerSchema)
+		require.ErrorContains(t, err, schema)
+		require.ErrorContains(t, err, "999")
+	}
+	require.False(t, mustQuery[bool](t, pool, "SELECT EXISTS (SELECT FROM "+schema+".queues WHERE name = 'own')"))
+}
+
+func TestMigrateIsOneTransaction(t *testing.T) {
+	t.Parallel()
+	pool, schema := newPool(t), newSchema(t)
+	// Something of somebody else is in the way of the last steps.
+	mustExec(t, pool, "CREATE SCHEMA "+schema)
+	mustExec(t, pool, "CREATE TABLE "+schema+".queues (mine int)")
+	before := mustQuery[string](t, pool, objects, schema)
+	s, err := scheduler.New(pool, scheduler.Config{Schema: schema})
+	require.NoError(t, err)
+	require.ErrorContains(t, s.Migrate(t.Context()), schema)
+	require.Equal(t, before, mustQuery[string](t, pool, objects, schema))
+	mustExec(t, pool, "DROP TABLE "+schema+".queues")
+	require.NoError(t, s.Migrate(t.Context()))
+}
+
+// newRole creates a role that may log in and create schemas in the database,
+// and nothing else, and a pool of it.
+func newRole(t *testing.T, admin *pgxpool.Pool) (name string, pool *pgxpool.Pool) {
+	name = unique()
+	mustExec(t, admin, "CREATE ROLE "+name+" LOGIN")
+	t.Cleanup(func() {
+		_, err := admin.Exec(context.WithoutCancel(t.Context()), "DROP OWNED BY "+name+" CASCADE; DROP ROLE "+name, pgx.QueryExecModeSimpleProtocol)
+		require.NoError(t, err)
+	})
+	mustExec(t, admin, "GRANT CREATE ON DATABASE "+mustQuery[string](t, admin, "SELECT current_database()")+" TO "+name)
+	config := admin.Config()
+	config.ConnConfig.User = name
+	return name, newPoolWith(t, config)
+}
+
+func TestMigrateWithoutTheRightToCreateInPublic(t *testing.T) {
+	t.Parallel()
+	admin := newPoolOn(t, newDatabase(t))
+	mustExec(t, admin, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+	_, pool := newRole(t, admin)
+	var log bytes.Buffer
+	s, err := scheduler.New(pool, scheduler.Config{
+		JobNames: scheduler.JobNames{"a": succeed}, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+	})
+	require.NoError(t, err)
+	for range 2 {
+		log.Reset()
+		require.NoError(t, s.Migrate(t.Context()))
+		require.Contains(t, log.String(), "public", "it says so")
+	}
+	require.Zero(t, mustQuery[int](t, pool, "SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace"))
+	id := mustQuery[string](t, pool, "SELECT scheduler.create_job('a')::text")
+	require.Equal(t, 1, mustRun(t, s, scheduler.RunFilter{}).Succeeded)
+	require.Equal(t, scheduler.JobStatusSucceeded, mustGet(t, s, id).Status)
+	require.NoError(t, s.Shutdown(t.Context()))
+
+	// A role that may not even create a schema is told so.
+	mustExec(t, admin, "REVOKE CREATE ON DATABASE "+mustQuery[string](t, admin, "SELECT current_database()")+" FROM "+mustQuery[string](t, pool, "SELECT current_user"))
+	require.NoError(t, s.Migrate(t.Context()), "nothing is to do")
+	other, err := scheduler.New(pool, scheduler.Config{Schema: "other"})
+	require.NoError(t, err)
+	require.ErrorContains(t, other.Migrate(t.Context()), "permission denied")
+}
+
+// Everything is in one schema, so that a distributed Postgres can place it; and
+// in another schema than the default one it leaves public alone.
+func TestEverythingIsInTheSchema(t *testing.T) {
+	t.Parallel()
+	pool := newPoolOn(t, newDatabase(t))
+	const others = `
+		SELECT count(*) FROM (
+			SELECT relnamespace FROM pg_class UNION ALL SELECT pronamespace FROM pg_proc UNION ALL SELECT typnamespace FROM pg_type
+		) AS t (schema) JOIN pg_namespace n ON n.oid = t.schema
+		WHERE n.nspname <> $1 AND n.nspname NOT LIKE 'pg\_toast%'`
+	before := mustQuery[int](t, pool, others, "my_jobs_2")
+	s, err := scheduler.New(pool, scheduler.Config{Schema: "my_jobs_2", JobNames: scheduler.JobNames{"a": succeed}})
+	require.NoError(t, err)
+	require.NoError(t, s.Migrate(t.Context()))
+	require.Equal(t, before, mustQuery[int](t, pool, others, "my_jobs_2"))
+	require.Zero(t, mustQuery[int](t, pool, "SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid WHERE c.relnamespace = 'my_jobs_2'::regnamespace"))
+	require.Zero(t, mustQuery[int](t, pool, "SELECT count(*) FROM pg_event_trigger"))
+	mustCreate(t, s, "a", scheduler.JobData{})
+	require.Equal(t, 1, mustRun(t, s, scheduler.RunFilter{}).Succeeded)
+	require.NoError(t, s.Shutdown(t.Context()))
+
+	// Two schemas in one database know nothing of each other.
+	two, err := scheduler.New(pool, scheduler.Config{Schema: "other", JobNames: scheduler.JobNames{"a": succeed}})
+	require.NoError(t, err)
+	require.NoError(t, two.Migrate(t.Context()))
+	mustCreate(t, two, "a", scheduler.JobData{})
+	require.Equal(t, 1, mustQuery[int](t, pool, "SELECT count(*) FROM other.jobs"))
+	require.Equal(t, 1, mustRun(t, two, scheduler.RunFilter{Limit: 10}).Picked)
+	require.NoError(t, two.Shutdown(t.Context()))
+}
+
+func TestTheTableRefusesBadStates(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) { schema = c.Schema })
+	mustCreate(t, s, "a", scheduler.JobData{})
+	for change, constraint := range map[string]string{
+		"status = 'done'":           "jobs_status_known",
+		"status = 'running'":        "jobs_running_has_lease",
+		"status = 'succeeded'":      "jobs_finished_has_time",
+		"finished_at = now()":       "jobs_finished_has_time",
+		"attempt = 11, claims = 11": "jobs_attempt_in_range",
+		"attempt = -1":              "jobs_attempt_in_range",
+		"queue = 'failed'":          "jobs_queue_is_a_place",
+		"name = ''":                 "jobs_name_length",
+		"timeout_ms = 0":            "jobs_timeout_positive",
+		"errors = '{}'":             "jobs_errors_is_array",
+	} {
+		_, err := pool.Exec(t.Context(), "UPDATE "+schema+".jobs SET "+change)
+		require.ErrorContains(t, err, constraint, strings.ToUpper(change))
+	}
+}
