@@ -69,7 +69,7 @@ func TestBlockingQueuesRunOneAtATimeInOrder(t *testing.T) {
 					}
 				}
 				for _, run := range runs {
-					ran := <-run
+					ran := await(t, run)
 					require.NoError(t, ran.err)
 					require.LessOrEqual(t, ran.report.Picked, 7)
 					require.Equal(t, ran.report.Picked, ran.report.Succeeded)
@@ -196,4 +196,45 @@ func TestBlockingHeadOfAnotherProcessHoldsTheQueue(t *testing.T) {
 	require.Equal(t, 1, mustRun(t, both, scheduler.RunFilter{Queue: scheduler.JobQueueBlocking}).Succeeded)
 	require.Equal(t, 1, mustRun(t, onlyB, filter).Succeeded)
 	require.Equal(t, []string{a.ID, b.ID}, d.ids)
+}
+
+// Two runs that look at the queue in the same moment are kept apart, also when
+// they see different heads: here a job that is due earlier was created between
+// the one's look and its claim.
+func TestRunsThatSeeDifferentHeadsAreKeptApart(t *testing.T) {
+	t.Parallel()
+	pool, name := newPool(t), unique()
+	config := pool.Config()
+	config.ConnConfig.RuntimeParams["application_name"] = name
+	own := newPoolWith(t, config)
+	var schema string
+	release := make(chan struct{})
+	s := newSchedulerOn(t, own, func(c *scheduler.Config) {
+		schema = c.Schema
+		c.JobNames = scheduler.JobNames{"a": func(context.Context, *scheduler.Job) (any, error) {
+			<-release
+			return nil, nil
+		}}
+	})
+	filter := scheduler.RunFilter{Queue: scheduler.JobQueueBlocking}
+	const waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock'"
+	const active = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND state <> 'idle'"
+	running := func() int {
+		return mustQuery[int](t, pool, "SELECT count(*) FROM "+schema+".jobs WHERE status = 'running'")
+	}
+
+	job := mustCreate(t, s, "a", scheduler.JobData{Queue: scheduler.JobQueueBlocking})
+	tx, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	mustExec(t, tx, "SELECT FROM "+schema+".jobs FOR UPDATE") // the first run has looked, and waits
+	one := goRun(t.Context(), s, filter)
+	waitFor(t, func() bool { return mustQuery[int](t, pool, waiting, name) == 1 })
+	mustCreate(t, s, "a", scheduler.JobData{Queue: scheduler.JobQueueBlocking, RunAt: job.RunAt.Add(-time.Hour)})
+	two := goRun(t.Context(), s, filter)
+	waitFor(t, func() bool { return mustQuery[int](t, pool, waiting, name) == 2 || running() == 1 })
+	require.NoError(t, tx.Rollback(t.Context()))
+	waitFor(t, func() bool { return running() > 0 && mustQuery[int](t, pool, active, name) == 0 })
+	require.Equal(t, 1, running())
+	close(release)
+	require.Equal(t, 1, await(t, one).report.Succeeded+await(t, two).report.Succeeded)
 }

@@ -154,8 +154,8 @@ func TestDefaults(t *testing.T) {
 	require.NoError(t, s.Migrate(t.Context()))
 	// Their ages are those of their ids too, as if they had been created then.
 	const insertOld = `
-		INSERT INTO scheduler.jobs (id, name, status, created_at, finished_at)
-		SELECT scheduler.first_id_after(at), 'old', $2, at, at FROM (SELECT now() - $1::interval) AS t (at) RETURNING id::text`
+		INSERT INTO scheduler.jobs (id, name, status, lane, created_at, finished_at)
+		SELECT scheduler.first_id_after(at), 'old', $2, NULL, at, at FROM (SELECT now() - $1::interval) AS t (at) RETURNING id::text`
 	old := map[string]string{}
 	for name, kind := range map[string][2]string{
 		"kept":      {"6 days 23 hours", "succeeded"},
@@ -169,14 +169,14 @@ func TestDefaults(t *testing.T) {
 
 	run := goRun(t.Context(), s, scheduler.RunFilter{Limit: 101})
 	for range 100 {
-		<-started
+		await(t, started)
 	}
 	require.Equal(t, 100, mustQuery[int](t, pool, "SELECT count(*) FROM scheduler.jobs WHERE status = 'running'"), "Concurrency")
 	lease := mustQuery[float64](t, pool, "SELECT extract(epoch FROM expires_at - now())::float8 FROM scheduler.leases")
 	require.Greater(t, lease, 14.0)
 	require.LessOrEqual(t, lease, 30.0)
 	close(release)
-	require.Equal(t, 101, (<-run).report.Succeeded)
+	require.Equal(t, 101, await(t, run).report.Succeeded)
 
 	exists := func(name string) bool {
 		return mustQuery[bool](t, pool, "SELECT EXISTS (SELECT FROM scheduler.jobs WHERE id = $1::text::uuid)", old[name])

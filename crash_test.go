@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -58,7 +59,11 @@ func TestAKilledProcessLosesNoJob(t *testing.T) {
 	}
 	c.Kill()
 	const counts = `SELECT string_agg(status || ' ' || n, ', ' ORDER BY status) FROM (SELECT status, count(*) AS n FROM %s.jobs GROUP BY status) AS t`
-	require.Equal(t, "pending 17, running 8, succeeded 25", mustQuery[string](t, pool, fmt.Sprintf(counts, schema)))
+	const running = `SELECT coalesce(array_agg(id::text), '{}') FROM %s.jobs WHERE status = 'running'`
+	stranded := mustQuery[[]string](t, pool, fmt.Sprintf(running, schema))
+	require.GreaterOrEqual(t, len(stranded), 8)
+	require.Equal(t, fmt.Sprintf("pending %d, running %d, succeeded 25", 25-len(stranded), len(stranded)),
+		mustQuery[string](t, pool, fmt.Sprintf(counts, schema)))
 
 	waitFor(t, func() bool {
 		mustRun(t, s, scheduler.RunFilter{Limit: 50})
@@ -67,7 +72,7 @@ func TestAKilledProcessLosesNoJob(t *testing.T) {
 	for i, id := range ids {
 		job := mustGet(t, s, id)
 		require.Equal(t, i < 25, string(job.Result) == `"the child"`)
-		require.Equal(t, i >= 25 && i < 33, job.Attempt == 2, "what was recorded is not run again")
+		require.Equal(t, slices.Contains(stranded, id), job.Attempt == 2, "what was recorded is not run again")
 		require.Len(t, job.Errors, job.Attempt-1)
 	}
 }

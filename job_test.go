@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -47,6 +48,17 @@ func mustRun(t *testing.T, s *scheduler.Scheduler, filter scheduler.RunFilter) *
 	report, err := s.Run(t.Context(), filter)
 	require.NoError(t, err)
 	return report
+}
+
+// await receives what should come at once.
+func await[T any](t *testing.T, c <-chan T) (value T) {
+	t.Helper()
+	select {
+	case value = <-c:
+	case <-time.After(patience):
+		require.FailNow(t, "nothing comes")
+	}
+	return value
 }
 
 // ran is what a run in the background came to.

@@ -103,6 +103,9 @@ func checkNumbers(text []byte) error {
 				end++
 			}
 			number := string(text[i:end])
+			if len(number) > mostExponent {
+				return fmt.Errorf("has the number %s: expected at most %d digits", shown(number), mostExponent)
+			}
 			exponent, err := exponentOf(number)
 			if err != nil || exponent > mostExponent {
 				return fmt.Errorf("has the number %s: expected an exponent of at most %d", shown(number), mostExponent)
@@ -116,8 +119,8 @@ func checkNumbers(text []byte) error {
 	return nil
 }
 
-// mostExponent bounds the exponent of a number, up and down; Postgres stores no
-// more digits than that after the point.
+// mostExponent bounds the exponent of a number, up and down, and its digits;
+// Postgres stores no more of them than that after the point.
 const mostExponent = 16383
 
 // exponentOf is how many digits a number has more when it is written out.

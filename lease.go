@@ -51,6 +51,11 @@ UPDATE {{schema}}.leases
 SET expires_at = now() + $2::bigint * interval '1 microsecond', listening = $3::bool
 WHERE id = $1::text::uuid AND expires_at > now()`
 
+// leaveLeaseSQL is for a lease that can't be renewed: one that has run out, for
+// the rescue of what was running under it. Without jobs it does no harm.
+const leaveLeaseSQL = `
+INSERT INTO {{schema}}.leases (id, holder, expires_at) VALUES ($1::text::uuid, $2::text, now()) ON CONFLICT DO NOTHING`
+
 // hold returns a lease that is good for at least half of its time, and the
 // context that ends when it is lost.
 func (l *lease) hold(ctx context.Context, s *Scheduler) (id string, life context.Context, err error) {
@@ -108,6 +113,10 @@ func (l *lease) renew(ctx context.Context, s *Scheduler) error {
 			l.until = until
 			l.noteTold()
 			return nil
+		}
+		// Rescued, or deleted by hand: then its jobs would be nobody's.
+		if _, err := s.execUrgently(ctx, s.sql(leaveLeaseSQL), l.id, holder()); err != nil {
+			return err
 		}
 	}
 	l.drop(s)

@@ -38,7 +38,7 @@ func TestHeartbeatKeepsJobsForAsLongAsTheyRun(t *testing.T) {
 	mustCreateMany(t, s, n, "a", scheduler.JobData{})
 	run := goRun(t.Context(), s, scheduler.RunFilter{Limit: n})
 	for range n {
-		<-started
+		await(t, started)
 	}
 	// Fails if there is more than one.
 	expiryOfAll := `SELECT expires_at FROM ` + schema + `.leases WHERE id = (SELECT DISTINCT lease_id FROM ` + schema + `.jobs)`
@@ -56,7 +56,7 @@ func TestHeartbeatKeepsJobsForAsLongAsTheyRun(t *testing.T) {
 	require.Equal(t, before, mustQuery[string](t, pool, versions+schema+".jobs"), "a renewal writes no job")
 	require.Contains(t, mustQuery[string](t, pool, "SELECT DISTINCT holder FROM "+schema+".leases"), strconv.Itoa(os.Getpid()))
 	close(release)
-	r := <-run
+	r := await(t, run)
 	require.NoError(t, r.err)
 	require.Equal(t, n, r.report.Succeeded)
 	require.NoError(t, s.Shutdown(t.Context()))
@@ -131,9 +131,9 @@ func testLateWrite(t *testing.T, cut string, late error) {
 	})
 	id := mustCreate(t, first, "a", scheduler.JobData{}).ID
 	run := goRun(t.Context(), first, scheduler.RunFilter{})
-	<-started
+	await(t, started)
 	mustExec(t, pool, fmt.Sprintf(cut, schema))
-	require.ErrorIs(t, <-lost, scheduler.ErrLeaseLost)
+	require.ErrorIs(t, await(t, lost), scheduler.ErrLeaseLost)
 	goWork(t, t.Context(), second)
 	select {
 	case <-startedAgain:
@@ -148,7 +148,7 @@ func testLateWrite(t *testing.T, cut string, late error) {
 	require.Contains(t, job.Errors[0].Error, "lease lost")
 
 	release <- struct{}{}
-	r := <-run
+	r := await(t, run)
 	require.NoError(t, r.err)
 	require.Equal(t, 1, r.report.Lost)
 	require.Equal(t, 1, r.report.Picked)
@@ -178,14 +178,14 @@ func TestALeaseIsGivenUpBeforeOthersMayTakeTheJobs(t *testing.T) {
 	})
 	job := mustCreate(t, s, "a", scheduler.JobData{})
 	run := goRun(t.Context(), s, scheduler.RunFilter{})
-	<-started
+	await(t, started)
 	tx, err := pool.Begin(t.Context())
 	require.NoError(t, err)
 	expiry := mustQuery[time.Time](t, tx, "SELECT expires_at FROM "+schema+".leases FOR UPDATE")
-	at := <-ended
+	at := await(t, ended)
 	require.True(t, at.Before(expiry), "%s after it", at.Sub(expiry))
 	require.NoError(t, tx.Rollback(t.Context()))
-	r := <-run
+	r := await(t, run)
 	require.NoError(t, r.err)
 	// Nobody had taken the job, so what its attempt came to may still count.
 	require.Equal(t, 1, r.report.Failed)

@@ -151,8 +151,8 @@ func testThroughPooler(t *testing.T, pool *pgxpool.Pool) {
 	serial := mustCreateMany(t, s, 10, "serial", scheduler.JobData{Queue: scheduler.JobQueueBlocking})
 	one := goRun(t.Context(), s, scheduler.RunFilter{Queue: scheduler.JobQueueBlocking, Limit: 10})
 	two := goRun(t.Context(), s, scheduler.RunFilter{Queue: scheduler.JobQueueBlocking, Limit: 10})
-	require.NoError(t, (<-one).err)
-	require.NoError(t, (<-two).err)
+	require.NoError(t, await(t, one).err)
+	require.NoError(t, await(t, two).err)
 	for mustRun(t, s, scheduler.RunFilter{Queue: scheduler.JobQueueBlocking, Limit: 10}).Picked > 0 {
 	}
 	require.Equal(t, serial, d.ids)
@@ -164,7 +164,7 @@ func testThroughPooler(t *testing.T, pool *pgxpool.Pool) {
 			mustCreate(t, s, "tell", scheduler.JobData{Queue: queue})
 		}
 		for range 20 {
-			<-results
+			await(t, results)
 		}
 	}
 	stop()

@@ -187,12 +187,12 @@ func TestTheEndOfItsContextStopsThePickingNotTheJobs(t *testing.T) {
 	errEnough := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	run := goRun(ctx, s, scheduler.RunFilter{Limit: 4})
-	first, second := <-started, <-started
+	first, second := await(t, started), await(t, started)
 	cancel(errEnough)
 	require.NoError(t, first.Err())
 	require.NoError(t, second.Err())
 	close(release)
-	r := <-run
+	r := await(t, run)
 	require.ErrorIs(t, r.err, errEnough)
 	require.Equal(t, 2, r.report.Picked)
 	require.Equal(t, 2, r.report.Succeeded)
@@ -200,7 +200,7 @@ func TestTheEndOfItsContextStopsThePickingNotTheJobs(t *testing.T) {
 	require.Equal(t, scheduler.JobStatusSucceeded, mustGet(t, s, ids[1]).Status)
 	require.Equal(t, scheduler.JobStatusPending, mustGet(t, s, ids[2]).Status)
 
-	r = <-goRun(ctx, s, scheduler.RunFilter{Limit: 4}) // ended before it began
+	r = await(t, goRun(ctx, s, scheduler.RunFilter{Limit: 4})) // ended before it began
 	require.Error(t, r.err)
 	require.True(t, r.report == nil || r.report.Picked == 0)
 	require.Equal(t, 2, mustRun(t, s, scheduler.RunFilter{Limit: 4}).Succeeded, "all slots are free again")
@@ -247,10 +247,10 @@ func TestConcurrencyBoundsWhatIsClaimed(t *testing.T) {
 	mustCreateMany(t, s, 20, "a", scheduler.JobData{})
 	one, two := goRun(t.Context(), s, scheduler.RunFilter{Limit: 10}), goRun(t.Context(), s, scheduler.RunFilter{Limit: 10})
 	for range 3 {
-		<-started
+		await(t, started)
 	}
 	require.Equal(t, 3, mustQuery[int](t, pool, `SELECT count(*) FROM `+schema+`.jobs WHERE status = 'running'`))
 	close(release)
-	require.Equal(t, 20, (<-one).report.Succeeded+(<-two).report.Succeeded)
+	require.Equal(t, 20, await(t, one).report.Succeeded+await(t, two).report.Succeeded)
 	require.LessOrEqual(t, most.Load(), int32(3))
 }

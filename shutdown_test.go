@@ -44,7 +44,7 @@ func TestShutdownWaitsForWhatRunsAndPicksNothingMore(t *testing.T) {
 	})
 	ids := mustCreateMany(t, s, 2, "a", scheduler.JobData{})
 	run := goRun(t.Context(), s, scheduler.RunFilter{Limit: 2})
-	ctx := <-started
+	ctx := await(t, started)
 	shutdown := goShutdown(t, t.Context(), s)
 	require.Error(t, s.Work(t.Context()))
 	require.ErrorIs(t, s.Work(t.Context()), scheduler.ErrShuttingDown)
@@ -52,8 +52,8 @@ func TestShutdownWaitsForWhatRunsAndPicksNothingMore(t *testing.T) {
 	require.Empty(t, shutdown)
 	close(release)
 
-	require.NoError(t, <-shutdown)
-	r := <-run
+	require.NoError(t, await(t, shutdown))
+	r := await(t, run)
 	require.ErrorIs(t, r.err, scheduler.ErrShuttingDown)
 	require.Equal(t, 1, r.report.Picked)
 	require.Equal(t, 1, r.report.Succeeded)
@@ -100,17 +100,17 @@ func TestShutdownThatDoesNotWaitHandsTheJobsBack(t *testing.T) {
 			})
 			job := mustCreate(t, s, "a", scheduler.JobData{})
 			run := goRun(t.Context(), s, scheduler.RunFilter{})
-			<-started
+			await(t, started)
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
 			require.NoError(t, s.Shutdown(ctx), "the handlers heeded it")
-			require.ErrorIs(t, <-cause, scheduler.ErrShuttingDown)
+			require.ErrorIs(t, await(t, cause), scheduler.ErrShuttingDown)
 
 			got := mustGet(t, s, job.ID)
 			require.Equal(t, test.status, got.Status)
 			require.Equal(t, test.attempt, got.Attempt)
 			require.Len(t, got.Errors, test.errors)
-			report := (<-run).report
+			report := await(t, run).report
 			require.Equal(t, 1, report.Picked)
 			require.Equal(t, report.Picked, report.HandedBack+report.Succeeded+report.Dead+report.Failed)
 			if test.status == scheduler.JobStatusPending {
@@ -140,7 +140,7 @@ func TestShutdownGivesUpOnHandlersThatGoOn(t *testing.T) {
 	})
 	job := mustCreate(t, s, "a", scheduler.JobData{})
 	run := goRun(t.Context(), s, scheduler.RunFilter{})
-	<-started
+	await(t, started)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	began := time.Now()
@@ -152,7 +152,7 @@ func TestShutdownGivesUpOnHandlersThatGoOn(t *testing.T) {
 	// The lease is not renewed any more, so the job is rescued.
 	waitFor(t, func() bool { return mustRun(t, other, scheduler.RunFilter{}).Succeeded == 1 })
 	close(release)
-	require.Equal(t, 1, (<-run).report.Lost)
+	require.Equal(t, 1, await(t, run).report.Lost)
 	require.JSONEq(t, `"in time"`, string(mustGet(t, s, job.ID).Result))
 }
 
@@ -175,20 +175,20 @@ func TestFinishedWorkIsRecordedWithRetries(t *testing.T) {
 	job := mustCreate(t, s, "a", scheduler.JobData{})
 	ctx, hangUp := context.WithCancel(t.Context())
 	run := goRun(ctx, s, scheduler.RunFilter{})
-	<-started
+	await(t, started)
 	hangUp()
 	mustExec(t, pool, "ALTER TABLE "+schema+".jobs RENAME TO hidden")
 	close(release)
 	for range 3 { // tries
-		<-warned
+		await(t, warned)
 	}
 	shutdown := goShutdown(t, t.Context(), s)
-	<-warned
+	await(t, warned)
 	require.Empty(t, shutdown)
 	require.Empty(t, run)
 	mustExec(t, pool, "ALTER TABLE "+schema+".hidden RENAME TO jobs")
-	require.NoError(t, <-shutdown)
-	require.Equal(t, 1, (<-run).report.Succeeded)
+	require.NoError(t, await(t, shutdown))
+	require.Equal(t, 1, await(t, run).report.Succeeded)
 	require.JSONEq(t, `"done"`, string(mustGet(t, s, job.ID).Result))
 }
 
@@ -232,7 +232,7 @@ func TestShutdownLeavesNoGoroutine(t *testing.T) {
 		}
 		require.Contains(t, goroutines(t, mine), "scheduler.(*Scheduler).Work")
 		require.NoError(t, s.Shutdown(ctx))
-		require.NoError(t, <-worked)
+		require.NoError(t, await(t, worked))
 		// Some may be about to return.
 		waitFor(t, func() bool { return !strings.Contains(goroutines(t, mine), "scheduler.(*") })
 	})

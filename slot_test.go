@@ -24,13 +24,13 @@ func TestARunThatGetsNoSlotEndsEarly(t *testing.T) {
 	})
 	mustCreateMany(t, s, 2, "a", scheduler.JobData{})
 	busy := goRun(t.Context(), s, scheduler.RunFilter{})
-	<-started
+	await(t, started)
 	report := mustRun(t, s, scheduler.RunFilter{Limit: 5})
 	require.Zero(t, report.Picked)
 	require.True(t, report.Done)
 	require.NotNil(t, report.NextDueAt, "the caller knows that there is more")
 	close(release)
-	require.Equal(t, 1, (<-busy).report.Succeeded)
+	require.Equal(t, 1, await(t, busy).report.Succeeded)
 	require.Equal(t, 1, mustRun(t, s, scheduler.RunFilter{Limit: 5}).Succeeded)
 }
 
@@ -84,7 +84,7 @@ func TestRunsSideBySideShareTheJobs(t *testing.T) {
 			runs = append(runs, goRun(t.Context(), one, scheduler.RunFilter{Limit: 30}), goRun(t.Context(), two, scheduler.RunFilter{Limit: 30}))
 		}
 		for _, run := range runs {
-			require.NoError(t, (<-run).err)
+			require.NoError(t, await(t, run).err)
 		}
 	}
 	for _, id := range ids {
@@ -114,11 +114,11 @@ func TestNoConnectionIsHeldWhileHandlersRun(t *testing.T) {
 	many := goRun(t.Context(), s, scheduler.RunFilter{Limit: 5})
 	blocking := goRun(t.Context(), s, scheduler.RunFilter{Queue: scheduler.JobQueueBlocking})
 	for range 6 {
-		<-started
+		await(t, started)
 	}
 	waitFor(t, func() bool { return own.Stat().AcquiredConns() == 0 })
 	require.Equal(t, "idle", mustQuery[string](t, pool,
 		`SELECT string_agg(DISTINCT state, ', ') FROM pg_stat_activity WHERE application_name = $1`, name))
 	close(release)
-	require.Equal(t, 6, (<-many).report.Succeeded+(<-blocking).report.Succeeded)
+	require.Equal(t, 6, await(t, many).report.Succeeded+await(t, blocking).report.Succeeded)
 }

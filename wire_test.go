@@ -124,7 +124,7 @@ func TestAClaimWhoseAnswerIsLostStrandsNoJob(t *testing.T) {
 	})
 	mustCreate(t, s, "long", scheduler.JobData{})
 	long := goRun(t.Context(), s, scheduler.RunFilter{})
-	ctx := <-started
+	ctx := await(t, started)
 
 	job := mustCreate(t, s, "a", scheduler.JobData{})
 	tx, err := pool.Begin(t.Context())
@@ -133,7 +133,7 @@ func TestAClaimWhoseAnswerIsLostStrandsNoJob(t *testing.T) {
 	run := goRun(t.Context(), s, scheduler.RunFilter{})
 	waitBlocked(t, pool, name)
 	w.cut()
-	require.Error(t, (<-run).err)
+	require.Error(t, await(t, run).err)
 	require.NoError(t, tx.Rollback(t.Context()))
 	waitFor(t, func() bool {
 		return mustQuery[string](t, pool, "SELECT status FROM "+schema+".jobs WHERE id = $1::text::uuid", job.ID) == "running"
@@ -144,7 +144,7 @@ func TestAClaimWhoseAnswerIsLostStrandsNoJob(t *testing.T) {
 	require.Equal(t, scheduler.JobStatusSucceeded, mustGet(t, s, job.ID).Status)
 	require.NoError(t, ctx.Err(), "the lease is the same")
 	close(release)
-	require.Equal(t, 1, (<-long).report.Succeeded)
+	require.Equal(t, 1, await(t, long).report.Succeeded)
 }
 
 // A record that was written although its answer was lost counts, once.
@@ -164,7 +164,7 @@ func TestAFinishWhoseAnswerIsLostCountsOnce(t *testing.T) {
 	})
 	id := mustCreate(t, s, "a", scheduler.JobData{}).ID
 	run := goRun(t.Context(), s, scheduler.RunFilter{})
-	<-started
+	await(t, started)
 	tx, err := pool.Begin(t.Context())
 	require.NoError(t, err)
 	mustExec(t, tx, "SELECT FROM "+schema+".jobs FOR UPDATE") // which a finish needs
@@ -177,7 +177,7 @@ func TestAFinishWhoseAnswerIsLostCountsOnce(t *testing.T) {
 	})
 	w.mend()
 
-	r := <-run
+	r := await(t, run)
 	require.NoError(t, r.err)
 	job := mustGet(t, s, id)
 	require.Equal(t, scheduler.JobStatusFailed, job.Status)

@@ -60,23 +60,23 @@ func TestWorkIsNotifiedOfCreatedJobs(t *testing.T) {
 	})
 	early := mustCreate(t, s, "a", scheduler.JobData{})
 	goWork(t, t.Context(), s)
-	require.Equal(t, early.ID, (<-jobs).ID, "what was created before")
+	require.Equal(t, early.ID, await(t, jobs).ID, "what was created before")
 	waitFor(t, func() bool { return listening(t, pool, schema) })
 
 	for _, queue := range []scheduler.JobQueue{"", "own", scheduler.JobQueueBlocking, "serial"} {
 		id := mustCreate(t, s, "a", scheduler.JobData{Queue: queue}).ID
-		require.Equal(t, id, (<-jobs).ID)
+		require.Equal(t, id, await(t, jobs).ID)
 		ids := mustCreateMany(t, s, 1, "a", scheduler.JobData{Queue: queue})
-		require.Equal(t, ids[0], (<-jobs).ID)
+		require.Equal(t, ids[0], await(t, jobs).ID)
 		id = mustQuery[string](t, pool, "SELECT "+schema+".create_job('a', queue => $1)::text", string(queue))
-		require.Equal(t, id, (<-jobs).ID)
+		require.Equal(t, id, await(t, jobs).ID)
 	}
 	tx, err := pool.Begin(t.Context())
 	require.NoError(t, err)
 	inTx, err := s.CreateJobTx(t.Context(), tx, "a", scheduler.JobData{})
 	require.NoError(t, err)
 	require.NoError(t, tx.Commit(t.Context()))
-	require.Equal(t, inTx.ID, (<-jobs).ID)
+	require.Equal(t, inTx.ID, await(t, jobs).ID)
 }
 
 // Jobs that are due later start at their time and not at the next poll; the
@@ -107,7 +107,7 @@ func TestWorkStartsJobsWhenTheyAreDue(t *testing.T) {
 	}
 	goWork(t, t.Context(), s)
 	next := func() {
-		job := <-jobs
+		job := await(t, jobs)
 		late := job.StartedAt.Sub(job.RunAt)
 		require.GreaterOrEqual(t, late, time.Duration(0))
 		require.Less(t, late, 10*time.Second)
@@ -144,7 +144,7 @@ func TestWorkPollsWhereItCannotListen(t *testing.T) {
 			goWork(t, t.Context(), s)
 			for _, queue := range []scheduler.JobQueue{"", scheduler.JobQueueBlocking} {
 				id := mustCreate(t, s, "a", scheduler.JobData{Queue: queue, RunAt: time.Now().Add(100 * time.Millisecond)}).ID
-				require.Equal(t, id, (<-jobs).ID)
+				require.Equal(t, id, await(t, jobs).ID)
 			}
 			require.False(t, listening(t, pool, schema))
 		})
@@ -167,7 +167,7 @@ func TestWorkEndsWithItsContextAndLeavesTheJobsRunning(t *testing.T) {
 			id := mustCreate(t, s, "a", scheduler.JobData{Queue: queue}).ID
 			ctx := context.WithValue(t.Context(), contextKey{}, "a value")
 			stop := goWork(t, ctx, s)
-			jobCtx := <-started
+			jobCtx := await(t, started)
 			require.ErrorContains(t, s.Work(t.Context()), "already working")
 			defer close(release)
 			stop()
@@ -175,7 +175,7 @@ func TestWorkEndsWithItsContextAndLeavesTheJobsRunning(t *testing.T) {
 			next := mustCreate(t, s, "a", scheduler.JobData{Queue: queue}).ID
 			stop = goWork(t, ctx, s) // it may be begun anew
 			release <- struct{}{}
-			<-started
+			await(t, started)
 			release <- struct{}{}
 			waitFor(t, func() bool { return mustGet(t, s, next).Status == scheduler.JobStatusSucceeded })
 			stop()
@@ -237,7 +237,7 @@ func TestWorkRescuesWhatOthersLost(t *testing.T) {
 			)
 			INSERT INTO `+schema+`.jobs (id, name, queue, status, lease_id, started_at, attempt, claims)
 			SELECT gen_random_uuid(), 'a', coalesce(nullif($1, ''), 'default'), 'running', id, now(), 1, 1 FROM lease RETURNING id::text`, string(queue))
-		job := <-jobs
+		job := await(t, jobs)
 		require.Equal(t, id, job.ID)
 		require.Equal(t, 2, job.Attempt)
 	}
@@ -268,7 +268,7 @@ func TestWorkSurvivesARestartOfTheDatabase(t *testing.T) {
 	waitFor(t, func() bool { return listening(t, pool, schema) })
 	ids := mustCreateMany(t, s, 3, "long", scheduler.JobData{})
 	for range ids {
-		<-started
+		await(t, started)
 	}
 	require.NoError(t, cluster.Crash(t.Context()))
 	close(release) // while the database is away
@@ -280,6 +280,6 @@ func TestWorkSurvivesARestartOfTheDatabase(t *testing.T) {
 		})
 	}
 	id := mustCreate(t, s, "a", scheduler.JobData{}).ID
-	require.Equal(t, id, (<-started).ID)
+	require.Equal(t, id, await(t, started).ID)
 	waitFor(t, func() bool { return listening(t, pool, schema) })
 }

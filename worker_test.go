@@ -228,10 +228,10 @@ func TestARefusedResultLeavesTheOthersAlone(t *testing.T) {
 	}
 	run := goRun(t.Context(), s, scheduler.RunFilter{Limit: 11})
 	for range 11 {
-		<-started
+		await(t, started)
 	}
 	close(release)
-	report := (<-run).report
+	report := await(t, run).report
 	require.Equal(t, 10, report.Succeeded)
 	require.Equal(t, 1, report.Failed)
 }

@@ -26,7 +26,7 @@ CREATE TABLE {{schema}}.jobs (
     errors       jsonb,                        -- [{attempt, at, error}], newest last, NULL when none
 
     CONSTRAINT jobs_status_known CHECK (status IN ('pending', 'running', 'succeeded', 'failed', 'dead', 'cancelled')),
-    CONSTRAINT jobs_lane_fits_status CHECK (CASE status
+    CONSTRAINT jobs_waits_in_lane CHECK (CASE status
         WHEN 'pending' THEN lane IS NOT DISTINCT FROM 0
         WHEN 'failed' THEN lane IS NOT DISTINCT FROM 1
         WHEN 'running' THEN lane IS NOT NULL AND lane IN (0, 1, 2)
@@ -80,13 +80,6 @@ CREATE TABLE {{schema}}.queues (
     CONSTRAINT queues_max_attempts_positive CHECK (max_attempts > 0)
 );
 INSERT INTO {{schema}}.queues (name, base) VALUES ('default', 'default'), ('blocking', 'blocking');
-
--- Where the clean-up stopped, so that rows it may not delete are not tried over and over.
-CREATE TABLE {{schema}}.clean_up_state (
-    only_row boolean CONSTRAINT clean_up_state_pkey PRIMARY KEY DEFAULT true CONSTRAINT clean_up_state_is_one_row CHECK (only_row),
-    last_id  uuid    NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000'
-);
-INSERT INTO {{schema}}.clean_up_state DEFAULT VALUES;
 
 -- The id of a job created in SQL: a UUIDv7 whose 12 bits after the version
 -- are the fraction of the millisecond, so that ids made one after another sort

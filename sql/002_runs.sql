@@ -156,7 +156,7 @@ BEGIN
         v_failed := {{schema}}.next_in_lane(next_due.queue, 1::smallint, 'failed', next_due.names);
     END IF;
     -- What is taken back from a lost lease is pending then.
-    IF next_due.status <> 'failed' AND EXISTS (SELECT FROM {{schema}}.leases l WHERE l.expires_at <= now()) THEN
+    IF next_due.status <> 'failed' AND (least(v_pending, v_failed) <= now()) IS NOT TRUE AND EXISTS (SELECT FROM {{schema}}.leases l WHERE l.expires_at <= now()) THEN
         SELECT min(l.expires_at) INTO v_lost FROM {{schema}}.leases l WHERE l.expires_at <= now() AND EXISTS (
             SELECT FROM {{schema}}.jobs j
             WHERE j.queue = next_due.queue AND j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = l.id

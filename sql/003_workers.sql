@@ -348,6 +348,9 @@ BEGIN
             HINT = 'Make it with create_queue_worker, or remove its entry with cron.unschedule.';
     END IF;
     IF ({{schema}}.next_due(v_worker.queue, v_worker.status) <= now()) IS NOT TRUE THEN
+        -- Leases that have run out without a job of this queue would be looked at
+        -- by every tick. No request follows that could meet the locks this takes.
+        PERFORM FROM {{schema}}.rescue();
         RETURN 'nothing due';
     END IF;
     IF v_worker.http_extension = 'http' THEN

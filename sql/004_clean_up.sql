@@ -1,6 +1,12 @@
 -- Retention: what is finished and old goes, a bounded number of rows a call.
 
-ALTER TABLE {{schema}}.clean_up_state ADD COLUMN last_runid bigint NOT NULL DEFAULT 0;
+-- Where the clean-up stopped, so that rows it may not delete are not tried over and over.
+CREATE TABLE {{schema}}.clean_up_state (
+    only_row boolean CONSTRAINT clean_up_state_pkey PRIMARY KEY DEFAULT true CONSTRAINT clean_up_state_is_one_row CHECK (only_row),
+    last_id  uuid    NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+    last_runid bigint NOT NULL DEFAULT 0 -- of cron.job_run_details
+);
+INSERT INTO {{schema}}.clean_up_state DEFAULT VALUES;
 
 -- Deletes up to batch finished jobs: succeeded and cancelled ones that finished
 -- longer ago than keep, dead ones longer ago than keep_dead. NULL: keep for
@@ -51,6 +57,13 @@ BEGIN
     -- Rows that somebody has locked are about to be referenced, or to go.
     v_ids := ARRAY(SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE SKIP LOCKED);
     v_deleted := {{schema}}.delete_jobs(v_ids);
+
+    -- A running job whose lease was deleted by hand would never be rescued: give
+    -- it one that has run out.
+    INSERT INTO {{schema}}.leases (id, holder, expires_at)
+        SELECT DISTINCT j.lease_id, 'deleted', now() FROM {{schema}}.jobs j
+        WHERE j.lane IS NOT NULL AND j.status = 'running' AND NOT EXISTS (SELECT FROM {{schema}}.leases l WHERE l.id = j.lease_id)
+        ON CONFLICT DO NOTHING;
 
     UPDATE {{schema}}.clean_up_state
     SET last_id = coalesce(v_last, '00000000-0000-0000-0000-000000000000'), -- from the beginning after the last
