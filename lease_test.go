@@ -20,7 +20,7 @@ func TestHeartbeatKeepsJobsForAsLongAsTheyRun(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)
 	var schema string
-	const n = 50
+	const n = 20
 	started, release := make(chan struct{}, n), make(chan struct{})
 	configure := func(c *scheduler.Config) {
 		c.Lease = time.Second

@@ -42,7 +42,7 @@ func startPooler(t *testing.T) (url string) {
 	dir, err := os.MkdirTemp("", "scheduler-pooler-")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	require.NoError(t, os.Chmod(dir, 0o755)) // it is another user's for root
+	require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // another user than root reads it
 	config := filepath.Join(dir, "pgbouncer.ini")
 	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `
 [databases]

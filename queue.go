@@ -135,7 +135,7 @@ func newQueue(name JobQueue, config, base QueueConfig) (*queue, error) {
 // defaultBackoff grows with the fourth power of the attempt; the tenth up or
 // down keeps jobs that failed together from coming back together.
 func defaultBackoff(attempt int) time.Duration {
-	seconds := math.Pow(float64(attempt), 4) * (0.9 + 0.2*rand.Float64())
+	seconds := math.Pow(float64(attempt), 4) * (0.9 + 0.2*rand.Float64()) //nolint:gosec // jitter is no secret
 	return time.Duration(min(seconds, mostBackoff.Seconds()) * float64(time.Second))
 }
 

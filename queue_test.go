@@ -2,6 +2,7 @@ package scheduler_test
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"sync"
 	"testing"
@@ -35,7 +36,7 @@ func TestFailedQueueIsAViewOfTheDefaultOne(t *testing.T) {
 		c.Queues = queueConfigs{"own": {}}
 		c.JobNames = scheduler.JobNames{"ok": succeed, "once": func(_ context.Context, job *scheduler.Job) (any, error) {
 			if job.Attempt == 1 {
-				return fail(nil, nil)
+				return nil, errors.New("failed as asked")
 			}
 			return nil, nil
 		}}

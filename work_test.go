@@ -97,7 +97,7 @@ func TestWorkStartsJobsWhenTheyAreDue(t *testing.T) {
 			case job.RunAt.Equal(job.CreatedAt): // the first time
 				return nil, scheduler.Snooze(300 * time.Millisecond)
 			case job.Queue == "serial":
-				return fail(nil, nil)
+				return nil, errors.New("failed as asked")
 			}
 			return nil, scheduler.RetryAfter(200*time.Millisecond, nil)
 		}}
