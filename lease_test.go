@@ -52,7 +52,7 @@ func TestHeartbeatKeepsJobsForAsLongAsTheyRun(t *testing.T) {
 		renewals[expiry] = true
 		return expiry.After(began.Add(3500 * time.Millisecond))
 	})
-	require.Greater(t, len(renewals), 5)
+	require.Greater(t, len(renewals), 2)
 	require.Equal(t, before, mustQuery[string](t, pool, versions+schema+".jobs"), "a renewal writes no job")
 	require.Contains(t, mustQuery[string](t, pool, "SELECT DISTINCT holder FROM "+schema+".leases"), strconv.Itoa(os.Getpid()))
 	close(release)

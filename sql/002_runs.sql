@@ -1,7 +1,9 @@
 -- Every query that moves a job on: claim, settle, finish, rescue. They are
 -- functions of several statements where each must see what was committed before
 -- it began, and so that the plans are fixed: a fresh table has no statistics
--- yet, and the planner would read all of it.
+-- yet, and the planner would read all of it. (A scan that is switched off seems
+-- so dear to it that it would compile the plan, for longer than the query takes:
+-- hence jit = off.)
 
 -- Starts an attempt of up to n due jobs, oldest first; of those with a run_at
 -- not before since (NULL: of all). since spares a claim the index entries of
@@ -15,7 +17,7 @@
 CREATE FUNCTION {{schema}}.claim(queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, since timestamptz)
 RETURNS TABLE (id uuid, name text, payload jsonb, run_at timestamptz, created_at timestamptz, started_at timestamptz,
     attempt smallint, max_attempts smallint, errors jsonb, timeout_ms bigint, claims integer)
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM FROM {{schema}}.leases l WHERE l.id = claim.lease AND l.expires_at > clock_timestamp() FOR KEY SHARE;
@@ -46,7 +48,7 @@ $$;
 
 -- Moves jobs that have been running for a while out of the way of claims.
 CREATE FUNCTION {{schema}}.settle(lease uuid, ids uuid[]) RETURNS void
-LANGUAGE sql VOLATILE SET search_path = '' SET enable_seqscan = off AS $$
+LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
     UPDATE {{schema}}.jobs j SET lane = 2
     WHERE j.id = ANY (settle.ids) AND j.status = 'running' AND j.lease_id = settle.lease AND j.lane < 2
 $$;
@@ -58,7 +60,7 @@ $$;
 CREATE FUNCTION {{schema}}.finish(
     ids uuid[], claims integer[], statuses text[], results text[], failures text[], delays_us bigint[], refunds integer[]
 ) RETURNS SETOF uuid
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_recorded integer;
 BEGIN
@@ -98,7 +100,7 @@ $$;
 -- after finds the row gone. Only with that lock held are the jobs read, in a
 -- statement of its own, so that a claim which committed just before is seen.
 CREATE FUNCTION {{schema}}.rescue() RETURNS SETOF {{schema}}.jobs
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     v_lost uuid[];
 BEGIN
@@ -129,7 +131,7 @@ $$;
 -- job counts from the moment its lease has run out. names: only jobs of these
 -- names; NULL: of any.
 CREATE FUNCTION {{schema}}.next_due(queue text, status text DEFAULT 'any', names text[] DEFAULT NULL) RETURNS timestamptz
-LANGUAGE plpgsql STABLE SET search_path = '' SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     v_queue   {{schema}}.queues%ROWTYPE;
     v_head    {{schema}}.jobs%ROWTYPE;
@@ -169,7 +171,7 @@ $$;
 -- The run_at of the first job in a lane that is not running. Where nothing is
 -- due, and jobs of any name count, the index alone tells.
 CREATE FUNCTION {{schema}}.next_in_lane(queue text, lane smallint, status text, names text[]) RETURNS timestamptz
-LANGUAGE plpgsql STABLE SET search_path = '' SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     v_run_at timestamptz;
 BEGIN
@@ -188,7 +190,7 @@ $$;
 -- The job of a blocking queue that comes next, due or not: the one that holds
 -- the queue (it was started and is not finished), else the first in order.
 CREATE FUNCTION {{schema}}.blocking_head(q {{schema}}.queues) RETURNS {{schema}}.jobs
-LANGUAGE plpgsql STABLE SET search_path = '' SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     v_job {{schema}}.jobs%ROWTYPE;
 BEGIN
