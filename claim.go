@@ -26,15 +26,10 @@ FROM {{schema}}.claim_blocking($2::text, $4::bool, $3::text[], $1::text::uuid)`
 // off may have happened all the same.
 const claimTimeout = 30 * time.Second
 
-// startWithin is how long a claimed job may wait for its handler's start before
-// it is handed back.
-const startWithin = time.Second
-
 // claimed are jobs whose attempt has begun, and what they run under.
 type claimed struct {
 	jobs  []*Job
 	lease context.Context // ends when the lease is lost or Shutdown gives up waiting
-	late  <-chan struct{} // closed when those not started by then are to be handed back
 }
 
 // claim starts an attempt of up to n due jobs; in a blocking queue, of one. The
@@ -63,9 +58,7 @@ func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int
 		return claimed{}, nil
 	}
 	s.lease.keep(s, jobs)
-	late := make(chan struct{})
-	time.AfterFunc(startWithin, func() { close(late) })
-	return claimed{jobs, life, late}, nil
+	return claimed{jobs, life}, nil
 }
 
 func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, lease string, n int) ([]*Job, error) {

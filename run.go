@@ -197,10 +197,7 @@ func (r *run) start(got claimed) {
 	r.report.Running += len(got.jobs)
 	r.mu.Unlock()
 	r.free.Add(len(got.jobs))
-	recorded := r.recorded
-	for _, job := range got.jobs {
-		go r.s.handle(r.values, got, r.queue, job, recorded)
-	}
+	r.s.start(got, r.queue, r.values, r.recorded)
 }
 
 // recorded counts a job whose verdict is in the database.

@@ -95,7 +95,7 @@ type Scheduler struct {
 	openMu   sync.Mutex              // orders the start of work against the begin of Shutdown
 	underway sync.WaitGroup          // everything that Shutdown waits for
 
-	slots    chan struct{} // a value for each handler that may start
+	slots    slots
 	capacity capacity
 	claims   sync.RWMutex // read-locked while a claim is in flight, see reconcile
 	suspects atomic.Int32 // above 0: a claim may have left traces, see reconcile
@@ -132,11 +132,8 @@ func New(pool *pgxpool.Pool, config Config) (*Scheduler, error) {
 	s.life, s.end = context.WithCancelCause(context.Background())
 	s.gone, s.leave = context.WithCancel(context.Background())
 	s.resident.alarm = newAlarm()
-	s.slots = make(chan struct{}, config.Concurrency)
+	s.slots.free = config.Concurrency
 	s.capacity = capacity{slots: config.Concurrency, freed: make(chan struct{})}
-	for range config.Concurrency {
-		s.slots <- struct{}{}
-	}
 	return s, nil
 }
 
@@ -265,6 +262,7 @@ func (s *Scheduler) Shutdown(ctx context.Context) error {
 	s.openMu.Lock()
 	s.close()
 	s.openMu.Unlock()
+	s.handBackWaiting(time.Now().Add(startWithin))
 
 	drained := make(chan struct{})
 	go func() {

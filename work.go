@@ -130,9 +130,7 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue) error {
 			return err
 		}
 		s.underway.Add(len(got.jobs)) // Work is still counted, so Shutdown has not stopped waiting
-		for _, job := range got.jobs {
-			go s.handle(values, got, q, job, recorded)
-		}
+		s.start(got, q, values, recorded)
 		if len(got.jobs) < room {
 			return nil
 		}

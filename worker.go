@@ -98,19 +98,18 @@ func (c jobContext) Value(key any) any {
 
 // handle runs one claimed job and hands its verdict to the finisher, which calls
 // recorded when it is in the database, or dropped because the lease was lost.
-func (s *Scheduler) handle(values context.Context, from claimed, q *queue, job *Job, recorded func(*outcome)) {
-	out := &outcome{job: job, recorded: recorded}
-	if !s.mayStart(from) {
-		out.handBack()
-		s.finisher.add(s, out)
+func (s *Scheduler) handle(a *attempt) {
+	if a.lease.Err() != nil { // before it began
+		s.handBack(a)
 		return
 	}
-	lease := from.lease
+	job := a.job
+	out := &outcome{job: job, recorded: a.recorded}
 	timeout := job.Timeout
 	if timeout == 0 {
-		timeout = q.Timeout
+		timeout = a.queue.Timeout
 	}
-	ctx, cancel := context.Context(jobContext{lease, values}), context.CancelFunc(func() {})
+	ctx, cancel := context.Context(jobContext{a.lease, a.values}), context.CancelFunc(func() {})
 	if timeout > 0 {
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: %s has passed", ErrJobTimeout, timeout))
 	}
@@ -119,48 +118,26 @@ func (s *Scheduler) handle(values context.Context, from claimed, q *queue, job *
 	// runtime.Goexit. This is the one place that catches both.
 	defer func() {
 		defer cancel()
-		s.slots <- struct{}{}
 		if !returned {
 			err := errors.New("handler called runtime.Goexit")
 			if reason := recover(); reason != nil {
 				err = fmt.Errorf("handler panicked: %v\n\n%s", reason, debug.Stack())
 			}
-			out.judge(s, q, nil, err, false)
+			out.judge(s, a.queue, nil, err, false)
 		}
 		s.finisher.add(s, out)
 	}()
 	result, err := s.config.JobNames[job.Name](ctx, job)
 	// Shutdown's doing, not the handler's: the attempt does not count.
-	interrupted := err != nil && errors.Is(context.Cause(lease), ErrShuttingDown)
+	interrupted := err != nil && errors.Is(context.Cause(a.lease), ErrShuttingDown)
 	if err != nil && context.Cause(ctx) != nil && !strings.Contains(err.Error(), context.Cause(ctx).Error()) {
 		err = fmt.Errorf("%w (its context ended: %w)", err, context.Cause(ctx))
 	}
-	out.judge(s, q, result, err, interrupted)
+	out.judge(s, a.queue, result, err, interrupted)
 	returned = true
 }
 
 func (o *outcome) handBack() { o.status, o.refund, o.handed = JobStatusPending, 1, true }
-
-// mayStart waits for a slot. It says no when the job is to be handed back
-// instead: it had to wait for too long, the lease is lost, or Shutdown has begun.
-func (s *Scheduler) mayStart(from claimed) bool {
-	if from.lease.Err() != nil {
-		return false
-	}
-	select {
-	case <-s.slots:
-		return true
-	default:
-	}
-	select {
-	case <-s.slots:
-		return true
-	case <-from.late:
-	case <-from.lease.Done():
-	case <-s.open.Done():
-	}
-	return false
-}
 
 // judge turns what a handler returned into what is recorded.
 func (o *outcome) judge(s *Scheduler, q *queue, result any, err error, interrupted bool) {
