@@ -244,7 +244,7 @@ func (s *Scheduler) rescue(ctx context.Context) (int, error) {
 	defer cancel()
 	rows, err := s.pool.Query(ctx, s.sql(rescueSQL))
 	if err != nil {
-		return 0, fmt.Errorf("rescue jobs: %w", err)
+		return 0, fmt.Errorf("rescue jobs: %w", explained(err))
 	}
 	var id, status, name string
 	var attempt, rescued int
@@ -255,7 +255,7 @@ func (s *Scheduler) rescue(ctx context.Context) (int, error) {
 		return nil
 	})
 	if err != nil {
-		return rescued, fmt.Errorf("rescue jobs: %w", err)
+		return rescued, fmt.Errorf("rescue jobs: %w", explained(err))
 	}
 	return rescued, nil
 }

@@ -29,7 +29,7 @@ import (
 // over, or 202 with the report so far after Config.RunWait (or ?wait=, such as
 // 2s or 500ms, at most 5m), and goes on.
 func (s *Scheduler) Handler() http.Handler {
-	base := strings.TrimSuffix(s.config.BasePath, "/")
+	base := s.base()
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+base+"/run", s.serveRun)
 	mux.HandleFunc("GET "+base+"/{id}", s.serveGet)
@@ -42,27 +42,34 @@ func (s *Scheduler) Handler() http.Handler {
 	}
 	mux.HandleFunc("POST "+root, s.serveCreate)
 	mux.HandleFunc(root, func(w http.ResponseWriter, r *http.Request) { refuseMethod(w, r, "POST") })
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { notFound(w, r) })
+	mux.HandleFunc("/", s.notFound)
 
+	if len(s.config.Tokens) == 0 {
+		s.config.Logger.Warn("scheduler: no Config.Tokens: runs over HTTP are all refused")
+	}
 	tokens := make([][sha256.Size]byte, len(s.config.Tokens))
 	for i, token := range s.config.Tokens {
 		tokens[i] = sha256.Sum256([]byte(token))
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		isRun := r.URL.Path == base+"/run"
-		if !hasToken(r, tokens) && (isRun || s.config.Authorize == nil || !s.config.Authorize(r)) {
+				if !hasToken(r, tokens) && (s.isRun(r) || s.config.Authorize == nil || !s.config.Authorize(r)) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			writeProblem(w, problem{Status: http.StatusUnauthorized, Detail: "expected a valid token in the header Authorization: Bearer <token>"})
 			return
 		}
 		// Written in another way, a path is another path: the mux would redirect.
 		if r.URL.RawPath != "" || path.Clean(r.URL.Path) != r.URL.Path {
-			notFound(w, r)
+			s.notFound(w, r)
 			return
 		}
 		mux.ServeHTTP(w, r)
 	})
 }
+
+// base is what stands before the slash of every path below the handler's own.
+func (s *Scheduler) base() string { return strings.TrimSuffix(s.config.BasePath, "/") }
+
+func (s *Scheduler) isRun(r *http.Request) bool { return r.URL.Path == s.base()+"/run" }
 
 // hasToken compares digests, of equal length whatever was sent, with every
 // token, so that the time it takes tells nothing about them.
@@ -146,7 +153,7 @@ func (s *Scheduler) runParameters(r *http.Request) (filter RunFilter, wait time.
 			}
 		case name == "wait" && value != "":
 			if wait, err = time.ParseDuration(value); err != nil || wait < 0 || wait > mostWait {
-				return filter, 0, badInput(name, "%s: expected a time such as 2s or 500ms, at most %s", shown(value), mostWait)
+				return filter, 0, badInput(name, "%s: expected a time such as 2s or 500ms, at most 5m", shown(value))
 			}
 		case name != "limit" && name != "wait":
 			return filter, 0, badInput("query", "unknown parameter %s: expected queue, status, limit or wait", shown(name))
@@ -184,14 +191,17 @@ func (s *Scheduler) serveCreate(w http.ResponseWriter, r *http.Request) {
 		writeError(w, r, s, err)
 		return
 	}
-	w.Header().Set("Location", strings.TrimSuffix(s.config.BasePath, "/")+"/"+job.ID)
+	w.Header().Set("Location", s.base()+"/"+job.ID)
 	writeJSON(w, http.StatusCreated, job)
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) {
-	w.Header().Set("Content-Type", "application/json")
+	if w.Header().Get("Content-Type") == "" {
+		w.Header().Set("Content-Type", "application/json")
+	}
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	// The only error left is that the client has gone.
-	_ = json.NewEncoder(w).Encode(value)
+	text := json.NewEncoder(w)
+	text.SetEscapeHTML(false) // it is no page
+	_ = text.Encode(value)    // the only error left is that the client has gone
 }

@@ -261,8 +261,8 @@ func TestHTTPRefusesFieldsThatCannotBeUsed(t *testing.T) {
 		body, field string
 		names       []string
 	}{
-		{`{}`, "name", []string{`""`, "1 to 128"}},
-		{`{"name": null}`, "name", []string{`""`}},
+		{`{}`, "name", []string{"missing"}},
+		{`{"name": null}`, "name", []string{"missing"}},
 		{`{"name": 5}`, "name", []string{"5", "string"}},
 		{`{"name": "unknown"}`, "name", []string{`"unknown"`, "unknown job name"}},
 		{`{"name": "Succeed"}`, "name", []string{`"Succeed"`}},

@@ -259,6 +259,16 @@ func refusedByPostgres(field string, err error) error {
 	if errors.As(err, &pg) && isBadData(pg.Code) {
 		return badInput(field, "refused by Postgres: %s (SQLSTATE %s)", pg.Message, pg.Code)
 	}
+	return explained(err)
+}
+
+// explained says what to do about an error where that is known: a table, schema
+// or function that is missing.
+func explained(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && (pg.Code == "42P01" || pg.Code == "3F000" || pg.Code == "42883") {
+		return fmt.Errorf("%w: call Migrate first", err)
+	}
 	return err
 }
 
@@ -282,7 +292,7 @@ func (s *Scheduler) GetJob(ctx context.Context, id string) (*Job, error) {
 		return nil, fmt.Errorf("get job: %w: %s", ErrJobNotFound, id)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("get job: %w", err)
+		return nil, fmt.Errorf("get job: %w", explained(err))
 	}
 	return job, nil
 }

@@ -134,6 +134,10 @@ ON CONFLICT (name) DO UPDATE
 SET base = excluded.base, skip_failed = excluded.skip_failed, max_attempts = excluded.max_attempts
 WHERE (q.base, q.skip_failed, q.max_attempts) IS DISTINCT FROM (excluded.base, excluded.skip_failed, excluded.max_attempts)`
 
+const otherBasesSQL = `
+SELECT q.name, n.base, q.base FROM unnest($1::text[], $2::text[]) AS n (name, base)
+JOIN {{schema}}.queues q ON q.name = n.name AND q.base <> n.base`
+
 // declareQueues tells the database of the queues, for jobs created in SQL and
 // for workers. Queues that another service declared stay.
 func (s *Scheduler) declareQueues(ctx context.Context, tx pgx.Tx) error {
@@ -145,7 +149,20 @@ func (s *Scheduler) declareQueues(ctx context.Context, tx pgx.Tx) error {
 		names, bases = append(names, string(q.name)), append(bases, string(q.Extends))
 		skipFailed, maxAttempts = append(skipFailed, q.SkipFailed), append(maxAttempts, int32(q.MaxAttempts))
 	}
-	_, err := tx.Exec(ctx, s.sql(declareQueuesSQL), names, bases, skipFailed, maxAttempts)
+	rows, err := tx.Query(ctx, s.sql(otherBasesSQL), names, bases)
+	if err != nil {
+		return err
+	}
+	var name, base, before string
+	_, err = pgx.ForEachRow(rows, []any{&name, &base, &before}, func() error {
+		s.config.Logger.WarnContext(ctx, "scheduler: a queue was declared otherwise before: every process that works on it must say the same",
+			"queue", name, "extends", base, "before", before)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, s.sql(declareQueuesSQL), names, bases, skipFailed, maxAttempts)
 	return err
 }
 

@@ -1,7 +1,6 @@
 package scheduler
 
 import (
-	"encoding/json"
 	"errors"
 	"net/http"
 	"strings"
@@ -40,7 +39,7 @@ func writeError(w http.ResponseWriter, r *http.Request, s *Scheduler, err error)
 		// A parameter is a bad request; a field that was understood but can't be
 		// used is unprocessable.
 		p.Status = http.StatusUnprocessableEntity
-		if isRunPath(r) {
+		if s.isRun(r) {
 			p.Status = http.StatusBadRequest
 		}
 		p.Detail, p.Field = input.Error(), input.Field
@@ -54,19 +53,18 @@ func writeError(w http.ResponseWriter, r *http.Request, s *Scheduler, err error)
 	writeProblem(w, p)
 }
 
-func isRunPath(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/run") }
-
 func writeProblem(w http.ResponseWriter, p problem) {
 	p.Type, p.Title = "about:blank", http.StatusText(p.Status)
 	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(p.Status)
-	// The only error left is that the client has gone.
-	_ = json.NewEncoder(w).Encode(p)
+	writeJSON(w, p.Status, p)
 }
 
-func notFound(w http.ResponseWriter, _ *http.Request) {
-	writeProblem(w, problem{Status: http.StatusNotFound, Detail: "there is nothing at this path"})
+func (s *Scheduler) notFound(w http.ResponseWriter, r *http.Request) {
+	detail := "there is nothing at this path"
+	if !strings.HasPrefix(r.URL.Path, s.config.BasePath) {
+		detail += ": the handler's begin with " + s.config.BasePath + " (the prefix it is mounted under must not be stripped)"
+	}
+	writeProblem(w, problem{Status: http.StatusNotFound, Detail: detail})
 }
 
 func refuseMethod(w http.ResponseWriter, r *http.Request, allowed string) {

@@ -33,6 +33,9 @@ func readJob(w http.ResponseWriter, r *http.Request) (name string, data JobData,
 	if err := json.Unmarshal(body, &fields); err != nil || fields == nil {
 		return "", data, &statusError{http.StatusBadRequest, errors.New(`the body is not a JSON object: expected one such as {"name": "send_mail", "payload": {}}`)}
 	}
+	if isNull(fields["name"]) {
+		return "", data, badInput("name", "missing: expected the name of a job")
+	}
 	for field := range fields {
 		if !slices.Contains(jobFields, field) {
 			return "", data, badInput(field[:min(len(field), 64)], "unknown field: expected %s", strings.Join(jobFields, ", "))

@@ -145,7 +145,11 @@ func (r *run) work(ctx context.Context) error {
 	next, nextErr := r.s.nextDue(r.queue, r.filter.Status)
 	r.mu.Lock()
 	r.report.Done, r.report.NextDueAt = true, next
+	picked := r.report.Picked
 	r.mu.Unlock()
+	if picked == 0 {
+		r.s.warnOfStrangers(ctx, string(r.queue.name))
+	}
 	r.s.cleanUpSometimes()
 	return errors.Join(err, nextErr)
 }
@@ -236,7 +240,7 @@ func (s *Scheduler) nextDue(q *queue, status JobStatus) (*time.Time, error) {
 	defer cancel()
 	var at *time.Time
 	if err := s.pool.QueryRow(ctx, s.sql(nextDueSQL), string(q.name), string(status), s.names).Scan(&at); err != nil {
-		return nil, fmt.Errorf("look for the next due job: %w", err)
+		return nil, fmt.Errorf("look for the next due job: %w", explained(err))
 	}
 	if at != nil {
 		*at = at.UTC()

@@ -95,15 +95,16 @@ type Scheduler struct {
 	openMu   sync.Mutex              // orders the start of work against the begin of Shutdown
 	underway sync.WaitGroup          // everything that Shutdown waits for
 
-	slots    slots
-	capacity capacity
-	claims   sync.RWMutex // read-locked while a claim is in flight, see reconcile
-	suspects atomic.Int32 // above 0: a claim may have left traces, see reconcile
-	lease    lease
-	finisher finisher
-	notifier notifier
-	cleaner  cleaner
-	resident resident
+	slots     slots
+	capacity  capacity
+	claims    sync.RWMutex // read-locked while a claim is in flight, see reconcile
+	suspects  atomic.Int32 // above 0: a claim may have left traces, see reconcile
+	lease     lease
+	finisher  finisher
+	notifier  notifier
+	cleaner   cleaner
+	strangers strangers
+	resident  resident
 }
 
 // New makes a Scheduler. It touches no database; the caller owns the pool and
@@ -182,8 +183,11 @@ func (c Config) check() error {
 		}
 	}
 	for i, token := range c.Tokens {
+		if token == "" {
+			return badInput("tokens", "token %d is empty: is the variable that it comes from set?", i)
+		}
 		// Not shown: it may be a secret with one wrong character.
-		if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		if strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
 			return badInput("tokens", "token %d: expected visible ASCII characters without spaces", i)
 		}
 	}

@@ -52,9 +52,11 @@ func (s *Scheduler) Work(ctx context.Context) error {
 	var group sync.WaitGroup
 	defer group.Wait()
 	wakes := make(map[JobQueue]chan struct{}, len(s.queues))
+	names := make([]string, 0, len(s.queues))
 	for name, q := range s.queues {
 		wake := make(chan struct{}, 1)
 		wakes[name] = wake
+		names = append(names, string(name))
 		group.Go(func() { s.workQueue(ctx, values, q, wake) })
 	}
 	s.resident.wakes.Store(&wakes)
@@ -68,6 +70,7 @@ func (s *Scheduler) Work(ctx context.Context) error {
 		case <-s.resident.alarm.timer.C:
 			s.resident.alarm.rung()
 			s.poll(ctx, wakes)
+			s.warnOfStrangers(ctx, names...)
 			s.cleanUpSometimes()
 		case <-ctx.Done():
 			return nil
@@ -160,7 +163,7 @@ func (s *Scheduler) poll(ctx context.Context, wakes map[JobQueue]chan struct{}) 
 		}
 	}
 	if err != nil && ctx.Err() == nil {
-		s.config.Logger.Warn("scheduler: can't look for due jobs", "error", err)
+		s.config.Logger.Warn("scheduler: can't look for due jobs", "error", explained(err))
 	}
 	s.resident.alarm.in(next)
 }

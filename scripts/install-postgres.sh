@@ -2,9 +2,10 @@
 # Installs, from the packages of Debian or Ubuntu, what this repository needs of
 # Postgres and what is not there yet:
 #
-#   install-postgres.sh server   a PostgreSQL server, for the demo
-#   install-postgres.sh test     what the tests need besides: pg_cron, PL/Python,
-#                                pgbouncer and a C compiler for go test -race
+#   install-postgres.sh server   a PostgreSQL server with pg_cron and PL/Python, for
+#                                the demo; nothing where there is any server
+#   install-postgres.sh test     what the tests need: those, pgbouncer, and a C
+#                                compiler for go test -race
 #
 # No database is created and no service started: tests and demo run clusters of
 # their own from the installed binaries.
@@ -37,14 +38,12 @@ major() {
 }
 
 wanted() {
-	if [ "$1" = server ]; then
-		server_found || echo postgresql
-		return
-	fi
 	local v
 	v=$(major)
 	# Before the first apt-get update, nothing is known to be packaged.
-	echo "postgresql-${v:=15} postgresql-$v-cron postgresql-plpython3-$v pgbouncer"
+	echo "postgresql-${v:=15} postgresql-$v-cron postgresql-plpython3-$v"
+	[ "$1" = test ] || return 0
+	echo pgbouncer
 	have gcc || have clang || echo "gcc libc6-dev"
 }
 

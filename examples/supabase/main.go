@@ -17,7 +17,7 @@ import (
 func welcome(ctx context.Context, email string) (string, error) { return "mail sent to " + email, nil }
 
 func main() {
-	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
 	check(err)
 	jobs, err := scheduler.New(pool, scheduler.Config{Tokens: []string{os.Getenv("SCHEDULER_TOKEN")},

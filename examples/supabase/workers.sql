@@ -1,6 +1,6 @@
 -- Once, in the SQL editor, after the service has started for the first time.
 CREATE EXTENSION IF NOT EXISTS pg_cron;
-CREATE EXTENSION IF NOT EXISTS http WITH SCHEMA extensions;
+CREATE EXTENSION IF NOT EXISTS http WITH SCHEMA extensions; -- elsewhere than on Supabase, leave out WITH SCHEMA extensions
 
 -- A worker for new jobs, one for failed ones: up to 20 at each tick. The token is one of Config.Tokens.
 SELECT create_queue_worker('worker-default-1', 'https://app.example.com/api/jobs/run?limit=20', '123ABC', '* * * * *');
