@@ -23,8 +23,8 @@ type capacity struct {
 }
 
 const (
-	aheadTime  = 30 * time.Millisecond
-	mostAhead  = 2000
+	aheadTime  = 60 * time.Millisecond
+	mostAhead  = 4000
 	rateWindow = 10 * time.Millisecond // the shortest time that a rate is taken over
 )
 

@@ -30,8 +30,11 @@ type outcome struct {
 const finishSQL = `
 SELECT {{schema}}.finish($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::int[])`
 
-// mostFinished bounds how many outcomes are recorded in one statement.
-const mostFinished = 1000
+// mostFinished and mostFinishedBytes bound what is recorded in one statement.
+const (
+	mostFinished      = 1000
+	mostFinishedBytes = 16 << 20
+)
 
 // finisher records outcomes, as many at once as have come together while the
 // ones before were being written. So a single one is written at once, and many
@@ -57,7 +60,7 @@ func (f *finisher) add(s *Scheduler, o *outcome) {
 func (f *finisher) write(s *Scheduler) {
 	for {
 		f.mu.Lock()
-		n := min(len(f.waiting), mostFinished)
+		n := batchOf(f.waiting)
 		if n == 0 {
 			f.writing = false
 			f.mu.Unlock()
@@ -78,6 +81,20 @@ func (f *finisher) write(s *Scheduler) {
 		}
 		s.capacity.put(len(batch), worked)
 	}
+}
+
+// batchOf is how many of the outcomes go into the next statement.
+func batchOf(waiting []*outcome) int {
+	size := 0
+	for i, o := range waiting {
+		if o.result != nil {
+			size += len(*o.result)
+		}
+		if i == mostFinished || i > 0 && size > mostFinishedBytes {
+			return i
+		}
+	}
+	return len(waiting)
 }
 
 // finish records a batch, trying again for as long as it takes: what was done

@@ -220,8 +220,8 @@ func (l *lease) beat(s *Scheduler) {
 			return
 		}
 		l.heldMu.Unlock()
+		s.settle(s.gone)
 		if time.Now().Before(renewAt) {
-			s.settle(s.gone)
 			continue
 		}
 

@@ -28,7 +28,7 @@ func (s *Scheduler) created(queue JobQueue, dueIn time.Duration, heard bool) {
 			wake((*wakes)[queue])
 		}
 	}
-	const soon = 5 * time.Second
+	const soon = time.Minute // a poll comes earlier than that
 	if !heard || dueIn > soon {
 		return
 	}

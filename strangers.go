@@ -18,11 +18,14 @@ type strangers struct {
 
 const strangersEvery = time.Minute
 
+// strangersSQL looks at the oldest jobs of each queue: those that nobody takes
+// end up there.
 const strangersSQL = `
 SELECT q.name, due.name FROM unnest($1::text[]) AS q (name), LATERAL (
-    SELECT j.name FROM {{schema}}.jobs j
-    WHERE j.queue = q.name AND j.lane IN (0, 1) AND j.status <> 'running' AND j.run_at <= now() AND NOT j.name = ANY ($2::text[])
-    LIMIT 1) AS due`
+    SELECT oldest.name FROM (
+        SELECT j.name FROM {{schema}}.jobs j
+        WHERE j.queue = q.name AND j.lane = 0 AND j.run_at <= now() ORDER BY j.run_at LIMIT 100) AS oldest
+    WHERE NOT oldest.name = ANY ($2::text[]) LIMIT 1) AS due`
 
 func (s *Scheduler) warnOfStrangers(ctx context.Context, queues ...string) {
 	s.strangers.mu.Lock()

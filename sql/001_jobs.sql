@@ -141,7 +141,7 @@ $$;
 CREATE FUNCTION {{schema}}.notify_created(queue text, run_at timestamptz) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 BEGIN
-    IF notify_created.run_at <= now() + interval '5 seconds'
+    IF notify_created.run_at <= now() + interval '1 minute'
         AND EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now())
     THEN
         PERFORM pg_catalog.pg_notify('{{schema_name}}_jobs',
