@@ -201,7 +201,7 @@ func (r *run) start(got claimed) {
 	r.report.Running += len(got.jobs)
 	r.mu.Unlock()
 	r.free.Add(len(got.jobs))
-	r.s.start(got, r.queue, r.values, r.recorded)
+	r.s.start(r.values, got, r.queue, r.recorded)
 }
 
 // recorded counts a job whose verdict is in the database.

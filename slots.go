@@ -31,7 +31,7 @@ const startWithin = time.Second
 
 // start begins the attempts of claimed jobs, as many as there are slots; the
 // others wait for one.
-func (s *Scheduler) start(got claimed, q *queue, values context.Context, recorded func(*outcome)) {
+func (s *Scheduler) start(values context.Context, got claimed, q *queue, recorded func(*outcome)) {
 	startBy := time.Now().Add(startWithin)
 	attempts := make([]attempt, len(got.jobs))
 	s.slots.mu.Lock()

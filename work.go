@@ -133,7 +133,7 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue) error {
 			return err
 		}
 		s.underway.Add(len(got.jobs)) // Work is still counted, so Shutdown has not stopped waiting
-		s.start(got, q, values, recorded)
+		s.start(values, got, q, recorded)
 		if len(got.jobs) < room {
 			return nil
 		}
