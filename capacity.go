@@ -33,6 +33,9 @@ const (
 func (c *capacity) take(ctx context.Context, most int, giveUp <-chan time.Time) int {
 	for {
 		c.mu.Lock()
+		if time.Since(c.since) > 10*rateWindow {
+			c.ahead = 0 // nothing was worked off of late
+		}
 		room := c.slots + c.ahead - c.used
 		// Where many are claimed ahead, a claim of few is not worth its round trip.
 		if enough := min(1+c.ahead/2, most); room >= enough && ctx.Err() == nil {
@@ -64,9 +67,6 @@ func (c *capacity) put(n, worked int) {
 	c.used -= n
 	close(c.freed)
 	c.freed = make(chan struct{})
-	if worked == 0 && n > 0 && c.ahead == 0 {
-		return
-	}
 	c.worked += worked
 	now := time.Now()
 	elapsed := now.Sub(c.since)
