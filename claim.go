@@ -51,7 +51,7 @@ func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int
 	}
 	jobs, err := s.askForJobs(ctx, q, status, id, n)
 	if err != nil {
-		s.suspects.Store(suspectBeats)
+		s.suspect()
 		return claimed{}, fmt.Errorf("claim jobs: %w", err)
 	}
 	if len(jobs) == 0 {
@@ -69,7 +69,8 @@ func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, 
 		}
 		return scanClaimed(rows, q)
 	}
-	since := q.progress.since()
+	progress := &q.progress[lanesOf(status)]
+	since := progress.since()
 	rows, err := s.pool.Query(ctx, s.sql(claimSQL), lease, string(q.name), s.names,
 		status != JobStatusFailed, status != JobStatusPending, n, since)
 	if err != nil {
@@ -77,10 +78,10 @@ func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, 
 	}
 	jobs, err := scanClaimed(rows, q)
 	if err == nil && len(jobs) == n {
-		q.progress.reached(jobs[n-1].RunAt)
+		progress.reached(jobs[n-1].RunAt)
 		return jobs, nil
 	}
-	q.progress.forget()
+	progress.forget()
 	if err == nil && since != nil {
 		// There may be more, due earlier.
 		var more []*Job
@@ -100,6 +101,17 @@ type progress struct {
 }
 
 const progressFor = time.Second
+
+// lanesOf tells filters apart that claim from different lanes.
+func lanesOf(status JobStatus) int {
+	switch status {
+	case JobStatusPending:
+		return 0
+	case JobStatusFailed:
+		return 1
+	}
+	return 2
+}
 
 func (p *progress) since() *time.Time {
 	p.mu.Lock()
@@ -145,8 +157,8 @@ func scanClaimed(rows pgx.Rows, q *queue) ([]*Job, error) {
 		startedAt = startedAt.UTC()
 		job.RunAt, job.CreatedAt, job.StartedAt = job.RunAt.UTC(), job.CreatedAt.UTC(), &startedAt
 		job.Timeout = time.Duration(timeoutMS) * time.Millisecond
-		if err := job.setErrors(failures); err != nil {
-			return nil, err
+		if job.setErrors(failures) != nil { // by hand; no reason not to run it
+			job.Errors = []JobError{}
 		}
 		jobs = append(jobs, job)
 	}
@@ -171,14 +183,22 @@ func (j *Job) setErrors(text []byte) error {
 	return nil
 }
 
-// suspectBeats is for how many renewals after a failed claim its traces are
-// looked for: the database may finish a statement well after the connection
-// was lost.
-const suspectBeats = 6
+// suspectLooks is how often the traces of a failed claim are looked for, three
+// times in the life of a lease: the database may finish a statement well after
+// the connection was lost.
+const suspectLooks = 6
+
+// suspect begins to look for jobs that run under our lease without our knowing.
+// Until that is done the lease is in use, so that somebody does it.
+func (s *Scheduler) suspect() {
+	if s.suspects.Swap(suspectLooks) == 0 {
+		s.lease.use(s)
+	}
+}
 
 const handBackSQL = `
 UPDATE {{schema}}.jobs j
-SET status = 'pending', lane = 0, lease_id = NULL, attempt = j.attempt - 1
+SET status = 'pending', lane = 0, lease_id = NULL, attempt = greatest(j.attempt - 1, 0)
 WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = $1::text::uuid AND NOT j.id = ANY ($2::uuid[])`
 
 // reconcile hands back jobs that a claim took without our getting to know,
@@ -188,13 +208,12 @@ func (s *Scheduler) reconcile(ctx context.Context) {
 	if s.suspects.Load() == 0 {
 		return
 	}
-	s.claims.Lock()
+	if !s.lockClaims() {
+		return // claims are in flight all the time; next time
+	}
 	defer s.claims.Unlock()
 	id, held := s.lease.holdings()
-	if id == "" {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.config.Lease/3)
 	defer cancel()
 	tag, err := s.pool.Exec(ctx, s.sql(handBackSQL), id, held)
 	if err != nil {
@@ -202,9 +221,28 @@ func (s *Scheduler) reconcile(ctx context.Context) {
 		return
 	}
 	if n := tag.RowsAffected(); n > 0 {
+		s.resident.alarm.in(0)
 		s.config.Logger.Warn("scheduler: handed back jobs of a claim whose answer was lost", "jobs", n)
 	}
-	s.suspects.Add(-1)
+	if s.suspects.Add(-1) == 0 {
+		s.lease.unuse()
+	}
+}
+
+// lockClaims waits a little for a moment in which no claim is in flight. It
+// holds up no claim for that.
+func (s *Scheduler) lockClaims() bool {
+	for range 100 {
+		if s.claims.TryLock() {
+			return true
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-s.gone.Done():
+			return false
+		}
+	}
+	return false
 }
 
 const settleSQL = `SELECT {{schema}}.settle($1::text::uuid, $2::uuid[])`

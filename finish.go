@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,7 +23,7 @@ type outcome struct {
 	failure  *string        // the error of a failed attempt
 	delay    *time.Duration // until it is due again; nil: run_at stays
 	refund   int32          // 1 if the attempt does not count
-	handed   bool           // back, because of a shutdown: no verdict at all
+	handed   bool           // back, before it began or because of a shutdown: no verdict at all
 	dropped  bool           // not recorded: the lease was lost, the job is another's now
 	recorded func(*outcome)
 }
@@ -129,7 +130,7 @@ func (s *Scheduler) finish(batch []*outcome) {
 // isRefused: the statement can never succeed with these values.
 func isRefused(err error) bool {
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (isBadData(pg.Code) || pg.Code[:2] == "23")
+	return errors.As(err, &pg) && (isBadData(pg.Code) || strings.HasPrefix(pg.Code, "23"))
 }
 
 // finishRefused finds the outcome that Postgres refuses, and records that
@@ -143,8 +144,9 @@ func (s *Scheduler) finishRefused(batch []*outcome, err error) {
 	}
 	o := batch[0]
 	if o.result == nil {
-		s.config.Logger.Error("scheduler: can't record a finished job, its lease will run out", "job", o.job.ID, "error", err)
+		s.config.Logger.Error("scheduler: can't record a finished job, it will be run again", "job", o.job.ID, "error", err)
 		o.dropped = true
+		s.suspect() // so that it is handed back
 		return
 	}
 	o.result = nil
@@ -165,7 +167,7 @@ func (s *Scheduler) tryFinish(batch []*outcome) error {
 			delays[i] = &microseconds
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(s.gone, 30*time.Second)
 	defer cancel()
 	rows, err := s.pool.Query(ctx, s.sql(finishSQL), ids, claims, statuses, results, failures, delays, refunds)
 	if err != nil {

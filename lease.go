@@ -28,6 +28,7 @@ type lease struct {
 	until time.Time  // when this process considers it lost
 	ctx   context.Context
 	lose  context.CancelCauseFunc
+	timer *time.Timer // loses it at until, whatever else hangs
 
 	listens bool                   // whether the resident loop wants to be notified
 	told    atomic.Pointer[string] // the lease, while the database knows that it listens
@@ -97,7 +98,7 @@ func (l *lease) renew(ctx context.Context, s *Scheduler) error {
 	ttl := s.config.Lease
 	now := time.Now()
 	until := now.Add(ttl - marginOf(ttl))
-	held := l.id != "" && now.Before(l.until)
+	held := l.id != "" && now.Before(l.until) && !errors.Is(context.Cause(l.ctx), ErrLeaseLost)
 	patience := ttl / 3
 	if held {
 		patience = min(patience, l.until.Sub(now)) // an answer after that is of no use
@@ -111,6 +112,7 @@ func (l *lease) renew(ctx context.Context, s *Scheduler) error {
 		}
 		if tag.RowsAffected() == 1 {
 			l.until = until
+			l.timer.Reset(time.Until(until))
 			l.noteTold()
 			return nil
 		}
@@ -129,7 +131,9 @@ func (l *lease) renew(ctx context.Context, s *Scheduler) error {
 		return err
 	}
 	l.id, l.until = id.String(), until
-	l.ctx, l.lose = context.WithCancelCause(s.life)
+	ctx, lose := context.WithCancelCause(s.life)
+	l.ctx, l.lose = ctx, lose
+	l.timer = time.AfterFunc(time.Until(until), func() { lose(ErrLeaseLost) })
 	l.noteTold()
 	return nil
 }
@@ -145,6 +149,7 @@ func (l *lease) drop(s *Scheduler) {
 	if lost > 0 {
 		s.config.Logger.Error("scheduler: lease lost, its jobs will be rescued", "lease", l.id, "jobs", lost)
 	}
+	l.timer.Stop()
 	l.lose(ErrLeaseLost)
 	l.id = ""
 }
@@ -168,7 +173,12 @@ func (l *lease) use(s *Scheduler) {
 	l.users++
 	if !l.beats {
 		l.beats = true
-		l.beating.Go(func() { l.beat(s) })
+		ctx, cancel := context.WithCancel(s.gone)
+		l.beating.Go(func() {
+			defer cancel()
+			l.beat(s)
+		})
+		l.beating.Go(func() { l.tend(ctx, s) })
 	}
 }
 
@@ -201,13 +211,12 @@ func (l *lease) forget(batch []*outcome) {
 	}
 }
 
-// beat renews the lease three times in its life until nobody uses it, and looks
-// after the jobs that are held under it.
+// beat renews the lease three times in its life until nobody uses it. It does
+// nothing else: whatever waits here, the lease does not wait for.
 func (l *lease) beat(s *Scheduler) {
 	pause := s.config.Lease / 3
-	renewAt := time.Now().Add(pause)
 	for {
-		timer := time.NewTimer(min(time.Until(renewAt), settleAfter))
+		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
 		case <-s.gone.Done():
@@ -220,27 +229,36 @@ func (l *lease) beat(s *Scheduler) {
 			return
 		}
 		l.heldMu.Unlock()
-		s.settle(s.gone)
-		if time.Now().Before(renewAt) {
-			continue
-		}
 
 		l.mu.Lock()
-		before := l.id
 		err := l.renew(s.gone, s)
 		if err != nil && time.Now().After(l.until) {
 			l.drop(s)
 		}
-		renewed := err == nil && before == l.id
 		l.mu.Unlock()
 		pause = s.config.Lease / 3
 		if err != nil {
 			s.config.Logger.Warn("scheduler: can't renew the lease", "error", err)
 			pause = s.config.Lease / 20
 		}
-		renewAt = time.Now().Add(pause)
-		if renewed {
-			s.reconcile(s.gone)
+	}
+}
+
+// tend looks after the jobs held under the lease, for as long as beat runs.
+func (l *lease) tend(ctx context.Context, s *Scheduler) {
+	tick := time.NewTicker(settleAfter)
+	defer tick.Stop()
+	reconcileAt := time.Now()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		s.settle(ctx)
+		if !time.Now().Before(reconcileAt) {
+			s.reconcile(ctx)
+			reconcileAt = time.Now().Add(s.config.Lease / 3)
 		}
 	}
 }
@@ -260,12 +278,13 @@ func (l *lease) giveUp(ctx context.Context, s *Scheduler) {
 	if err != nil && !errors.Is(err, context.Canceled) {
 		s.config.Logger.Warn("scheduler: can't delete the lease", "error", err)
 	}
+	l.timer.Stop()
 	l.id = ""
 }
 
 const deleteLeaseSQL = `
 DELETE FROM {{schema}}.leases l WHERE l.id = $1::text::uuid
-    AND NOT EXISTS (SELECT FROM {{schema}}.jobs j WHERE j.status = 'running' AND j.lease_id = l.id)`
+    AND NOT EXISTS (SELECT FROM {{schema}}.jobs j WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = l.id)`
 
 // holdings returns the lease and the ids of the jobs held under it.
 func (l *lease) holdings() (id string, jobs []pgtype.UUID) {

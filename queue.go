@@ -61,7 +61,7 @@ const (
 type queue struct {
 	QueueConfig
 	name     JobQueue
-	progress progress
+	progress [3]progress // by lanesOf
 	draining atomic.Bool // the resident loop is claiming its jobs
 	unpolled atomic.Bool // a poll left it out because of that
 }

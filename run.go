@@ -37,7 +37,7 @@ type RunReport struct {
 	Failed     int        `json:"failed"`      // will be rerun after their backoff
 	Dead       int        `json:"dead"`        // will not be rerun
 	Snoozed    int        `json:"snoozed"`     // asked to be run later
-	HandedBack int        `json:"handed_back"` // not done because of a shutdown; due again
+	HandedBack int        `json:"handed_back"` // not done, because of a shutdown or for want of a slot; due again
 	Lost       int        `json:"lost"`        // the lease was lost: others have the jobs now
 	Running    int        `json:"running"`     // not finished yet; 0 once Done
 	Done       bool       `json:"done"`        // the run is over and all it picked is recorded
@@ -137,10 +137,8 @@ func (s *Scheduler) newRun(values context.Context, filter RunFilter) (*run, erro
 
 // work is the run from its begin to its end.
 func (r *run) work(ctx context.Context) error {
-	_, err := r.s.rescue(ctx)
-	if err == nil {
-		err = r.pick(ctx)
-	}
+	_, rescueErr := r.s.rescue(ctx)
+	err := errors.Join(rescueErr, r.pick(ctx))
 	r.free.Wait()
 	next, nextErr := r.s.nextDue(r.queue, r.filter.Status)
 	r.mu.Lock()

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -42,7 +43,7 @@ type Config struct {
 	Queues map[JobQueue]QueueConfig
 	// Tokens are the verification tokens that the Handler accepts as
 	// "Authorization: Bearer <token>"; several, so that they can be rotated.
-	// Defaults to none: every call is refused.
+	// Defaults to none: every call is refused that Authorize does not allow.
 	Tokens []string
 	// Authorize, if set, decides in place of Tokens who may create and read
 	// jobs over HTTP. Runs always need a token. Defaults to nil.
@@ -196,7 +197,7 @@ func (c Config) check() error {
 		return badInput("schema", "%s: expected 1 to 48 lower-case letters, digits or _, not beginning with a digit", shown(c.Schema))
 	case strings.HasPrefix(c.Schema, "pg_"):
 		return badInput("schema", "%q: names that begin with pg_ belong to Postgres", c.Schema)
-	case !pathPattern.MatchString(c.BasePath):
+	case !pathPattern.MatchString(c.BasePath) || path.Clean(c.BasePath) != c.BasePath:
 		return badInput("base_path", "%s: expected a path such as /api/jobs, without a slash at its end", shown(c.BasePath))
 	case c.Concurrency < 1 || c.Concurrency > 1_000_000:
 		return badInput("concurrency", "%d: expected 1 to 1,000,000", c.Concurrency)

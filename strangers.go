@@ -37,7 +37,7 @@ func (s *Scheduler) warnOfStrangers(ctx context.Context, queues ...string) {
 	if wait || len(s.names) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	rows, err := s.pool.Query(ctx, s.sql(strangersSQL), queues, s.names)
 	if err == nil {

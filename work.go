@@ -112,7 +112,11 @@ func (s *Scheduler) workQueue(ctx, values context.Context, q *queue, wake <-chan
 func (s *Scheduler) drain(ctx, values context.Context, q *queue) error {
 	free := make(chan struct{}, 1) // in a blocking queue: the job that holds it is recorded
 	recorded := func(o *outcome) {
-		if o.delay != nil && !o.dropped {
+		switch {
+		case o.dropped:
+		case o.handed:
+			s.resident.alarm.in(0)
+		case o.delay != nil:
 			s.resident.alarm.in(*o.delay)
 		}
 		s.underway.Done()

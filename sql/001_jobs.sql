@@ -35,6 +35,7 @@ CREATE TABLE {{schema}}.jobs (
     CONSTRAINT jobs_finished_has_time CHECK ((status IN ('succeeded', 'dead', 'cancelled')) = (finished_at IS NOT NULL)),
     CONSTRAINT jobs_attempt_in_range CHECK (attempt >= 0 AND attempt <= max_attempts AND max_attempts > 0 AND claims >= attempt),
     CONSTRAINT jobs_timeout_positive CHECK (timeout_ms > 0),
+    CONSTRAINT jobs_times_are_finite CHECK (isfinite(run_at) AND isfinite(created_at)),
     CONSTRAINT jobs_queue_is_a_place CHECK (queue <> 'failed' AND queue <> ''),
     CONSTRAINT jobs_name_length CHECK (length(name) BETWEEN 1 AND 128),
     CONSTRAINT jobs_errors_is_array CHECK (jsonb_typeof(errors) = 'array')

@@ -120,9 +120,11 @@ BEGIN
         WHERE j.id = ANY (ARRAY(
             SELECT r.id FROM {{schema}}.jobs r
             WHERE r.lane IS NOT NULL AND r.status = 'running' AND r.lease_id = ANY (v_lost)
-            ORDER BY r.id FOR UPDATE))
+            ORDER BY r.id FOR UPDATE SKIP LOCKED))
         RETURNING j.*;
-    DELETE FROM {{schema}}.leases l WHERE l.id = ANY (v_lost);
+    -- The lease of a job that is locked just now stays for the next time.
+    DELETE FROM {{schema}}.leases l WHERE l.id = ANY (v_lost) AND NOT EXISTS (
+        SELECT FROM {{schema}}.jobs j WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = l.id);
 END
 $$;
 

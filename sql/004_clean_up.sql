@@ -59,11 +59,13 @@ BEGIN
     v_deleted := {{schema}}.delete_jobs(v_ids);
 
     -- A running job whose lease was deleted by hand would never be rescued: give
-    -- it one that has run out.
-    INSERT INTO {{schema}}.leases (id, holder, expires_at)
-        SELECT DISTINCT j.lease_id, 'deleted', now() FROM {{schema}}.jobs j
-        WHERE j.lane IS NOT NULL AND j.status = 'running' AND NOT EXISTS (SELECT FROM {{schema}}.leases l WHERE l.id = j.lease_id)
-        ON CONFLICT DO NOTHING;
+    -- it one that has run out. Once in a pass over the old jobs.
+    IF v_last IS NULL THEN
+        INSERT INTO {{schema}}.leases (id, holder, expires_at)
+            SELECT DISTINCT j.lease_id, 'deleted', now() FROM {{schema}}.jobs j
+            WHERE j.lane IS NOT NULL AND j.status = 'running' AND NOT EXISTS (SELECT FROM {{schema}}.leases l WHERE l.id = j.lease_id)
+            ON CONFLICT DO NOTHING;
+    END IF;
 
     UPDATE {{schema}}.clean_up_state
     SET last_id = coalesce(v_last, '00000000-0000-0000-0000-000000000000'), -- from the beginning after the last
