@@ -1,0 +1,122 @@
+package scheduler_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/relay-club/scheduler"
+)
+
+// The same as with a long job beside it: runs so short that no heartbeat falls
+// into one go on renewing the lease under which the job is stranded.
+func TestShortRunsStrandNoLostClaim(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	wired, w, name := newWires(t)
+	var schema string
+	s := newSchedulerOn(t, wired, func(c *scheduler.Config) {
+		schema, c.Lease = c.Schema, 3*time.Second
+		c.JobNames = scheduler.JobNames{"a": succeed}
+	})
+	job := mustCreate(t, s, "a", scheduler.JobData{Queue: scheduler.JobQueueBlocking})
+	tx, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	mustExec(t, tx, "SELECT FROM "+schema+".queues WHERE name = 'blocking' FOR UPDATE") // which the claim needs
+	run := goRun(t.Context(), s, scheduler.RunFilter{Queue: scheduler.JobQueueBlocking})
+	waitBlocked(t, pool, name)
+	w.cut()
+	require.Error(t, await(t, run).err)
+	require.NoError(t, tx.Rollback(t.Context()))
+	waitFor(t, func() bool {
+		return mustQuery[string](t, pool, "SELECT status FROM "+schema+".jobs WHERE id = $1::text::uuid", job.ID) == "running"
+	})
+	w.mend()
+
+	waitFor(t, func() bool { // the other queue keeps the lease alive
+		mustRun(t, s, scheduler.RunFilter{})
+		return mustRun(t, s, scheduler.RunFilter{Queue: scheduler.JobQueueBlocking}).Succeeded == 1
+	})
+	require.Equal(t, 1, mustGet(t, s, job.ID).Attempt, "it had never begun")
+}
+
+// Enough jobs to be settled, and handlers that hold all connections of the pool
+// for longer than the lease: what waits for one must not hold up the renewal.
+func TestSettlingDoesNotHoldUpTheRenewal(t *testing.T) {
+	t.Parallel()
+	config := newPool(t).Config()
+	config.MaxConns = 4
+	pool := newPoolWith(t, config)
+	release := make(chan struct{})
+	s := newSchedulerOn(t, pool, func(c *scheduler.Config) {
+		c.Lease = 2 * time.Second
+		c.JobNames = scheduler.JobNames{
+			"query": func(ctx context.Context, _ *scheduler.Job) (any, error) {
+				_, err := pool.Exec(ctx, "SELECT pg_sleep(6)")
+				return nil, err
+			},
+			"wait": func(ctx context.Context, _ *scheduler.Job) (any, error) {
+				select {
+				case <-release:
+				case <-ctx.Done():
+				}
+				return nil, ctx.Err()
+			},
+		}
+	})
+	mustCreateMany(t, s, 40, "wait", scheduler.JobData{})
+	ids := mustCreateMany(t, s, 4, "query", scheduler.JobData{})
+	run := goRun(t.Context(), s, scheduler.RunFilter{Limit: 44})
+	waitFor(t, func() bool { return mustGet(t, s, ids[3]).Status == scheduler.JobStatusSucceeded })
+	close(release)
+	report := await(t, run).report
+	require.Equal(t, 44, report.Succeeded)
+	require.Zero(t, report.Lost)
+}
+
+// Jobs that were claimed ahead and could not start are due at once, whatever
+// the poll interval.
+func TestJobsHandedBackAreTakenAgain(t *testing.T) {
+	t.Parallel()
+	const short, long = 3000, 12
+	release := make(chan struct{})
+	done := make(chan string, short+long)
+	s := newScheduler(t, func(c *scheduler.Config) {
+		c.Concurrency, c.PollInterval = 4, time.Hour
+		c.JobNames = scheduler.JobNames{
+			"short": func(context.Context, *scheduler.Job) (any, error) { done <- "short"; return nil, nil },
+			"long":  func(context.Context, *scheduler.Job) (any, error) { <-release; done <- "long"; return nil, nil },
+		}
+	})
+	mustCreateMany(t, s, short, "short", scheduler.JobData{})
+	mustCreateMany(t, s, long, "long", scheduler.JobData{})
+	goWork(t, t.Context(), s)
+	for range short {
+		require.Equal(t, "short", await(t, done))
+	}
+	// Longer than a claimed job waits for its start.
+	time.AfterFunc(1500*time.Millisecond, func() { close(release) })
+	for range long {
+		require.Equal(t, "long", await(t, done))
+	}
+}
+
+// No row may be such that a claim can't read it.
+func TestTheTableRefusesTimesWithoutEnd(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) {
+		schema, c.JobNames = c.Schema, scheduler.JobNames{"a": succeed}
+	})
+	id := mustCreate(t, s, "a", scheduler.JobData{}).ID
+	_, err := pool.Exec(t.Context(), "UPDATE "+schema+".jobs SET run_at = '-infinity'")
+	require.ErrorContains(t, err, "jobs_times_are_finite")
+	mustExec(t, pool, "UPDATE "+schema+`.jobs SET errors = '["by hand"]'`)
+	require.Equal(t, 1, mustRun(t, s, scheduler.RunFilter{}).Succeeded, "%s", id)
+
+	_, err = scheduler.New(pool, scheduler.Config{BasePath: "/a/../b"})
+	requireInputError(t, err, "base_path", "/a/../b")
+}
