@@ -39,3 +39,4 @@ lint: ## vet, gofmt, golangci-lint, go mod tidy and the build of the examples, c
 		$(GOLANGCI_LINT) run ./...; \
 		go mod tidy -diff; \
 		go build -buildvcs=false -o /dev/null ./... ); done
+	cd benchmarks && go vet ./... && go mod tidy -diff

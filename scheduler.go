@@ -10,8 +10,8 @@
 //
 // A job's path through the files of this package: created (job.go), claimed
 // (claim.go) by a run (run.go) or by the resident loop (work.go) under the
-// process's lease (lease.go), handled (worker.go), finished (finish.go), and
-// seen (job.go, handler.go).
+// process's lease (lease.go), handled (worker.go) when a slot is free (slots.go),
+// finished (finish.go), and seen (job.go, handler.go).
 package scheduler
 
 import (
