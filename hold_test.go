@@ -14,7 +14,6 @@ import (
 // into one go on renewing the lease under which the job is stranded.
 func TestShortRunsStrandNoLostClaim(t *testing.T) {
 	t.Parallel()
-	pool := newPool(t)
 	wired, w, name := newWires(t)
 	var schema string
 	s := newSchedulerOn(t, wired, func(c *scheduler.Config) {
@@ -22,18 +21,7 @@ func TestShortRunsStrandNoLostClaim(t *testing.T) {
 		c.JobNames = scheduler.JobNames{"a": succeed}
 	})
 	job := mustCreate(t, s, "a", scheduler.JobData{Queue: scheduler.JobQueueBlocking})
-	tx, err := pool.Begin(t.Context())
-	require.NoError(t, err)
-	mustExec(t, tx, "SELECT FROM "+schema+".queues WHERE name = 'blocking' FOR UPDATE") // which the claim needs
-	run := goRun(t.Context(), s, scheduler.RunFilter{Queue: scheduler.JobQueueBlocking})
-	waitBlocked(t, pool, name)
-	w.cut()
-	require.Error(t, await(t, run).err)
-	require.NoError(t, tx.Rollback(t.Context()))
-	waitFor(t, func() bool {
-		return mustQuery[string](t, pool, "SELECT status FROM "+schema+".jobs WHERE id = $1::text::uuid", job.ID) == "running"
-	})
-	w.mend()
+	loseClaim(t, s, w, name, schema, job)
 
 	waitFor(t, func() bool { // the other queue keeps the lease alive
 		mustRun(t, s, scheduler.RunFilter{})

@@ -106,11 +106,32 @@ func waitBlocked(t *testing.T, db database, name string) {
 	})
 }
 
+// loseClaim makes a run claim the job without getting to know: the claim is held
+// up by a lock on what it needs until its wire is cut.
+func loseClaim(t *testing.T, s *scheduler.Scheduler, w *wires, name, schema string, job *scheduler.Job) {
+	pool := newPool(t)
+	tx, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	if job.Queue == scheduler.JobQueueBlocking {
+		mustExec(t, tx, "SELECT FROM "+schema+".queues WHERE name = 'blocking' FOR UPDATE")
+	} else {
+		mustExec(t, tx, "SELECT FROM "+schema+".leases FOR UPDATE")
+	}
+	run := goRun(t.Context(), s, scheduler.RunFilter{Queue: job.Queue})
+	waitBlocked(t, pool, name)
+	w.cut()
+	require.Error(t, await(t, run).err)
+	require.NoError(t, tx.Rollback(t.Context()))
+	waitFor(t, func() bool {
+		return mustQuery[string](t, pool, "SELECT status FROM "+schema+".jobs WHERE id = $1::text::uuid", job.ID) == "running"
+	})
+	w.mend()
+}
+
 // A claim that happened although its answer was lost leaves a job running under
 // a lease that the process goes on renewing. It must be found all the same.
 func TestAClaimWhoseAnswerIsLostStrandsNoJob(t *testing.T) {
 	t.Parallel()
-	pool := newPool(t)
 	wired, w, name := newWires(t)
 	var schema string
 	started, release := make(chan context.Context), make(chan struct{})
@@ -127,18 +148,7 @@ func TestAClaimWhoseAnswerIsLostStrandsNoJob(t *testing.T) {
 	ctx := await(t, started)
 
 	job := mustCreate(t, s, "a", scheduler.JobData{})
-	tx, err := pool.Begin(t.Context())
-	require.NoError(t, err)
-	mustExec(t, tx, "SELECT FROM "+schema+".leases FOR UPDATE") // which a claim needs
-	run := goRun(t.Context(), s, scheduler.RunFilter{})
-	waitBlocked(t, pool, name)
-	w.cut()
-	require.Error(t, await(t, run).err)
-	require.NoError(t, tx.Rollback(t.Context()))
-	waitFor(t, func() bool {
-		return mustQuery[string](t, pool, "SELECT status FROM "+schema+".jobs WHERE id = $1::text::uuid", job.ID) == "running"
-	})
-	w.mend()
+	loseClaim(t, s, w, name, schema, job)
 
 	waitFor(t, func() bool { return mustRun(t, s, scheduler.RunFilter{}).Succeeded == 1 })
 	require.Equal(t, scheduler.JobStatusSucceeded, mustGet(t, s, job.ID).Status)
