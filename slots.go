@@ -32,6 +32,9 @@ const startWithin = time.Second
 // start begins the attempts of claimed jobs, as many as there are slots; the
 // others wait for one.
 func (s *Scheduler) start(values context.Context, got claimed, q *queue, recorded func(*outcome)) {
+	if len(got.jobs) == 0 {
+		return
+	}
 	startBy := time.Now().Add(startWithin)
 	attempts := make([]attempt, len(got.jobs))
 	s.slots.mu.Lock()

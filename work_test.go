@@ -283,3 +283,27 @@ func TestWorkSurvivesARestartOfTheDatabase(t *testing.T) {
 	require.Equal(t, id, await(t, started).ID)
 	waitFor(t, func() bool { return listening(t, pool, schema) })
 }
+
+// A look at a queue without due jobs comes to nothing, also while jobs of
+// another queue wait for a slot.
+func TestAnEmptyClaimBesideWaitingJobs(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	var left atomic.Int32
+	left.Store(5000)
+	s := newScheduler(t, func(c *scheduler.Config) {
+		schema, c.Concurrency = c.Schema, 1
+		c.JobNames = scheduler.JobNames{"a": func(context.Context, *scheduler.Job) (any, error) {
+			left.Add(-1)
+			return nil, nil
+		}}
+	})
+	stop := goWork(t, t.Context(), s)
+	waitFor(t, func() bool { return listening(t, pool, schema) })
+	mustCreateMany(t, s, int(left.Load()), "a", scheduler.JobData{})
+	for left.Load() > 0 {
+		mustExec(t, pool, `SELECT pg_notify($1, 'blocking')`, schema+"_jobs")
+	}
+	stop()
+}
