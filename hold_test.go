@@ -101,7 +101,7 @@ func TestTheTableRefusesTimesWithoutEnd(t *testing.T) {
 	})
 	id := mustCreate(t, s, "a", scheduler.JobData{}).ID
 	_, err := pool.Exec(t.Context(), "UPDATE "+schema+".jobs SET run_at = '-infinity'")
-	require.ErrorContains(t, err, "jobs_times_are_finite")
+	require.ErrorContains(t, err, "job_time_is_finite")
 	mustExec(t, pool, "UPDATE "+schema+`.jobs SET errors = '["by hand"]'`)
 	require.Equal(t, 1, mustRun(t, s, scheduler.RunFilter{}).Succeeded, "%s", id)
 

@@ -174,17 +174,26 @@ func TestTheTableRefusesBadStates(t *testing.T) {
 	var schema string
 	s := newScheduler(t, func(c *scheduler.Config) { schema = c.Schema })
 	mustCreate(t, s, "a", scheduler.JobData{})
+	const runningInNoLane = "status = 'running', lease_id = gen_random_uuid(), finished_at = now(), lane = NULL, attempt = 1, claims = 1"
 	for change, constraint := range map[string]string{
-		"status = 'done'":           "jobs_status_known",
-		"status = 'running'":        "jobs_running_has_lease",
-		"status = 'succeeded'":      "jobs_finished_has_time",
-		"finished_at = now()":       "jobs_finished_has_time",
-		"attempt = 11, claims = 11": "jobs_attempt_in_range",
-		"attempt = -1":              "jobs_attempt_in_range",
-		"queue = 'failed'":          "jobs_queue_is_a_place",
-		"name = ''":                 "jobs_name_length",
-		"timeout_ms = 0":            "jobs_timeout_positive",
-		"errors = '{}'":             "jobs_errors_is_array",
+		"status = 'done'":                   "job_status_known",
+		"status = 'failed'":                 "jobs_waits_in_lane",
+		"lane = 1":                          "jobs_waits_in_lane",
+		"lane = 3":                          "job_lane_known",
+		"status = 'running'":                "jobs_running_has_lease",
+		"lease_id = gen_random_uuid()":      "jobs_running_has_lease",
+		"status = 'succeeded', lane = NULL": "jobs_live_is_unfinished",
+		"finished_at = now()":               "jobs_live_is_unfinished",
+		runningInNoLane:                     "jobs_live_is_unfinished",
+		"attempt = 11, claims = 11":         "jobs_attempt_in_range",
+		"attempt = 1":                       "jobs_attempt_in_range",
+		"attempt = -1":                      "job_attempt_not_negative",
+		"max_attempts = 0":                  "job_attempts_positive",
+		"queue = 'failed'":                  "job_queue_is_a_place",
+		"name = ''":                         "job_name_length",
+		"timeout_ms = 0":                    "job_timeout_positive",
+		"run_at = 'infinity'":               "job_time_is_finite",
+		"errors = '{}'":                     "job_errors_is_array",
 	} {
 		_, err := pool.Exec(t.Context(), "UPDATE "+schema+".jobs SET "+change)
 		require.ErrorContains(t, err, constraint, strings.ToUpper(change))

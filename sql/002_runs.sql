@@ -15,8 +15,8 @@
 -- locked against its rescue until the claim has committed (see rescue), and
 -- nothing is claimed under a lease that has run out.
 CREATE FUNCTION {{schema}}.claim(queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, since timestamptz)
-RETURNS TABLE (id uuid, name text, payload jsonb, run_at timestamptz, created_at timestamptz, started_at timestamptz,
-    attempt smallint, max_attempts smallint, errors jsonb, timeout_ms bigint, claims integer)
+RETURNS TABLE (id uuid, name {{schema}}.job_name, payload jsonb, run_at {{schema}}.job_time, created_at {{schema}}.job_time,
+    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer)
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 BEGIN
@@ -225,8 +225,8 @@ $$;
 -- the job runs, it is the job's own row (its status and lease) that holds the
 -- queue, and that survives every crash.
 CREATE FUNCTION {{schema}}.claim_blocking(queue text, skip_failed boolean, names text[], lease uuid)
-RETURNS TABLE (id uuid, name text, payload jsonb, run_at timestamptz, created_at timestamptz, started_at timestamptz,
-    attempt smallint, max_attempts smallint, errors jsonb, timeout_ms bigint, claims integer)
+RETURNS TABLE (id uuid, name {{schema}}.job_name, payload jsonb, run_at {{schema}}.job_time, created_at {{schema}}.job_time,
+    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer)
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 #variable_conflict use_column
 DECLARE
