@@ -74,9 +74,8 @@ func (c *capacity) put(n, worked int) {
 		return
 	}
 	rate := float64(c.worked) / elapsed.Seconds()
-	c.rate = (c.rate + rate) / 2
-	if elapsed > 10*rateWindow {
-		c.rate = rate // what was before is long ago
+	if c.rate = (c.rate + rate) / 2; rate > c.rate || elapsed > 10*rateWindow {
+		c.rate = rate // larger claims have just made it faster, or what was before is long ago
 	}
 	c.since, c.worked = now, 0
 	c.ahead = min(int(c.rate*aheadTime.Seconds()), mostAhead)

@@ -56,6 +56,7 @@ func (s *Scheduler) Work(ctx context.Context) error {
 	for name, q := range s.queues {
 		wake := make(chan struct{}, 1)
 		wakes[name] = wake
+		wake <- struct{}{} // what is due by now does not wait for the first poll
 		names = append(names, string(name))
 		group.Go(func() { s.workQueue(ctx, values, q, wake) })
 	}
