@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -65,6 +66,63 @@ func BenchmarkCreateJobs1000(b *testing.B) {
 		require.NoError(b, err)
 	}
 	reportPerJob(b, len(jobs))
+}
+
+// claimSizes are how many jobs are claimed, or recorded, in one statement: one,
+// or as many as Config.Concurrency has room for.
+var claimSizes = []int{1, 100}
+
+func BenchmarkClaim(b *testing.B) {
+	for _, n := range claimSizes {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			s := newBenchmark(b)
+			due := noops(100)
+			var claimed []*scheduler.Job
+			b.ReportAllocs()
+			for b.Loop() {
+				if len(claimed)%len(due) == 0 {
+					b.StopTimer()
+					require.Zero(b, scheduler.Finish(s, claimed))
+					_, err := s.CreateJobs(b.Context(), due)
+					require.NoError(b, err)
+					claimed = claimed[:0]
+					b.StartTimer()
+				}
+				jobs, err := scheduler.Claim(b.Context(), s, n)
+				require.NoError(b, err)
+				require.Len(b, jobs, n)
+				claimed = append(claimed, jobs...)
+			}
+			reportPerJob(b, n)
+			require.Zero(b, scheduler.Finish(s, claimed))
+		})
+	}
+}
+
+func BenchmarkFinish(b *testing.B) {
+	for _, n := range claimSizes {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			s := newBenchmark(b)
+			due := noops(100)
+			var claimed []*scheduler.Job
+			b.ReportAllocs()
+			for b.Loop() {
+				if len(claimed) == 0 {
+					b.StopTimer()
+					_, err := s.CreateJobs(b.Context(), due)
+					require.NoError(b, err)
+					claimed, err = scheduler.Claim(b.Context(), s, len(due))
+					require.NoError(b, err)
+					require.Len(b, claimed, len(due))
+					b.StartTimer()
+				}
+				require.Zero(b, scheduler.Finish(s, claimed[:n]))
+				claimed = claimed[n:]
+			}
+			reportPerJob(b, n)
+			require.Zero(b, scheduler.Finish(s, claimed))
+		})
+	}
 }
 
 // BenchmarkRun claims, handles and finishes 1,000 jobs.
