@@ -196,10 +196,7 @@ func (s *Scheduler) suspect() {
 	}
 }
 
-const handBackSQL = `
-UPDATE {{schema}}.jobs j
-SET status = 'pending', lane = 0, lease_id = NULL, attempt = greatest(j.attempt - 1, 0)
-WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = $1::text::uuid AND NOT j.id = ANY ($2::uuid[])`
+const handBackSQL = `SELECT {{schema}}.hand_back($1::text::uuid, $2::uuid[])`
 
 // reconcile hands back jobs that a claim took without our getting to know,
 // because the connection was lost before the answer. They are running under
@@ -215,12 +212,12 @@ func (s *Scheduler) reconcile(ctx context.Context) {
 	id, held := s.lease.holdings()
 	ctx, cancel := context.WithTimeout(ctx, s.config.Lease/3)
 	defer cancel()
-	tag, err := s.pool.Exec(ctx, s.sql(handBackSQL), id, held)
-	if err != nil {
+	var n int
+	if err := s.pool.QueryRow(ctx, s.sql(handBackSQL), id, held).Scan(&n); err != nil {
 		s.config.Logger.Warn("scheduler: can't look for lost claims", "error", err)
 		return
 	}
-	if n := tag.RowsAffected(); n > 0 {
+	if n > 0 {
 		s.resident.alarm.in(0)
 		s.config.Logger.Warn("scheduler: handed back jobs of a claim whose answer was lost", "jobs", n)
 	}

@@ -272,9 +272,7 @@ func (l *lease) giveUp(ctx context.Context, s *Scheduler) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.config.Lease/3)
 	defer cancel()
-	// A claim whose answer was lost may have left a job under the lease: then it
-	// has to run out and be rescued.
-	_, err := s.pool.Exec(ctx, s.sql(deleteLeaseSQL), l.id)
+	_, err := s.pool.Exec(ctx, s.sql(endLeaseSQL), l.id)
 	if err != nil && !errors.Is(err, context.Canceled) {
 		s.config.Logger.Warn("scheduler: can't delete the lease", "error", err)
 	}
@@ -282,9 +280,7 @@ func (l *lease) giveUp(ctx context.Context, s *Scheduler) {
 	l.id = ""
 }
 
-const deleteLeaseSQL = `
-DELETE FROM {{schema}}.leases l WHERE l.id = $1::text::uuid
-    AND NOT EXISTS (SELECT FROM {{schema}}.jobs j WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = l.id)`
+const endLeaseSQL = `SELECT {{schema}}.end_lease($1::text::uuid)`
 
 // holdings returns the lease and the ids of the jobs held under it.
 func (l *lease) holdings() (id string, jobs []pgtype.UUID) {

@@ -40,9 +40,9 @@ var (
 	either = []string{"jobs_live", "jobs_pkey"}
 )
 
-// operations are what the library does often. The bounds are some more than what
-// was measured, and far less than a walk through the table, or through the jobs
-// of a queue in an index.
+// operations are what the library does often. The bounds are about twice what
+// was measured, because that depends on how many jobs are recorded at once, and
+// less than a walk through the table, or through the jobs of a queue in an index.
 var operations = []struct {
 	title   string
 	do      func(p *planTest, t *testing.T)
@@ -56,21 +56,21 @@ var operations = []struct {
 	{"create a job in a transaction", (*planTest).createJobTx, "notify_created(", none, 0, 0},
 	{"create a job in SQL", (*planTest).createJobInSQL, "create_job(", none, 0, 0},
 	{"read a job", (*planTest).readJob, "WHERE id =", byID, 1, 10},
-	{"run with nothing due", (*planTest).runNothingDue, "claim(", byLive, 20, 60},
-	{"run ten jobs", (*planTest).runTen, "finish(", either, 60, 150},
-	{"run a hundred jobs", (*planTest).runHundred, "finish(", either, 350, 1000},
-	{"fail and rerun ten jobs", (*planTest).rerunFailed, "finish(", either, 100, 240},
-	{"run a blocking queue", (*planTest).runSerial, "claim_blocking(", either, 30, 150},
-	{"finish a job that was taken away", (*planTest).finishTakenAway, "finish(", either, 20, 60},
-	{"settle forty jobs", (*planTest).settle, "settle(", either, 200, 600},
-	{"resident", (*planTest).resident, "pg_notify(", either, 100, 300},
-	{"tick of a worker", (*planTest).tickDefault, "run_worker(", byLive, 4, 20},
-	{"tick of a blocking queue's worker", (*planTest).tickSerial, "run_worker(", either, 6, 30},
-	{"tick after a lease was lost", (*planTest).tickLost, "rescue()", either, 40, 120},
-	{"rescue", (*planTest).rescue, "rescue()", either, 40, 120},
+	{"run with nothing due", (*planTest).runNothingDue, "claim(", byLive, 20, 120},
+	{"run ten jobs", (*planTest).runTen, "finish(", either, 60, 300},
+	{"run a hundred jobs", (*planTest).runHundred, "finish(", either, 350, 1500},
+	{"fail and rerun ten jobs", (*planTest).rerunFailed, "finish(", either, 100, 480},
+	{"run a blocking queue", (*planTest).runSerial, "claim_blocking(", either, 30, 300},
+	{"finish a job that was taken away", (*planTest).finishTakenAway, "finish(", either, 20, 120},
+	{"settle forty jobs", (*planTest).settle, "settle(", either, 200, 1000},
+	{"resident", (*planTest).resident, "pg_notify(", either, 100, 500},
+	{"tick of a worker", (*planTest).tickDefault, "run_worker(", byLive, 4, 30},
+	{"tick of a blocking queue's worker", (*planTest).tickSerial, "run_worker(", either, 6, 50},
+	{"tick after a lease was lost", (*planTest).tickLost, "rescue()", either, 40, 240},
+	{"rescue", (*planTest).rescue, "rescue()", either, 40, 240},
 	{"clean up", (*planTest).cleanUp, "clean_up(", none, 0, 0}, // all of it is among the exceptions
-	{"a process comes and goes", (*planTest).comeAndGo, "DELETE FROM", byLive, 40, 120},
-	{"a process loses a claim", (*planTest).loseClaim, "greatest(j.attempt", byLive, 20, 60},
+	{"a process comes and goes", (*planTest).comeAndGo, "DELETE FROM", byLive, 40, 240},
+	{"a process loses a claim", (*planTest).loseClaim, "greatest(j.attempt", byLive, 20, 120},
 }
 
 // exceptions are statements that come rarely. Most look for running jobs by
@@ -79,21 +79,18 @@ var operations = []struct {
 var exceptions = []struct {
 	part string // of the statement
 	rows int    // how many rows of jobs it reads at most
-	// It is planned without "enable_seqscan = off", and may read the whole table
-	// as long as that was never analyzed.
-	whole bool
 }{
-	{"SELECT min(l.expires_at)", live, false},            // next_due, when a lease is lost
-	{"lease_id = ANY (v_lost)", live, false},             // rescue, likewise
-	{"l.id = ANY (v_lost)", live, false},                 // rescue, of the lease
-	{"greatest(j.attempt", live, true},                   // after a claim whose answer was lost
-	{"leases l WHERE l.id = $1::text::uuid", live, true}, // at the end of a process
-	{"'deleted', now()", live, true},                     // clean_up, of leases that were deleted by hand
-	{"j.finished_at <= now()", oldJobs, true},            // clean_up, of what is old
-	{"OFFSET c_look", oldJobs, true},                     //
-	{"j.id = ANY (v_ids)", oldJobs, true},                //
-	{"j.id = ANY (ids)", oldJobs, true},                  //
-	{"SET lane = 2", 40, false},                          // settle
+	{"SELECT min(l.expires_at)", live},  // next_due, when a lease is lost
+	{"lease_id = ANY (v_lost)", live},   // rescue, likewise
+	{"l.id = ANY (v_lost)", live},       // rescue, of the lease
+	{"greatest(j.attempt", live},        // after a claim whose answer was lost
+	{"end_lease.lease", live},           // at the end of a process
+	{"'deleted', now()", live},          // clean_up, of leases that were deleted by hand
+	{"j.finished_at <= now()", oldJobs}, // clean_up, of what is old
+	{"OFFSET c_look", oldJobs},          //
+	{"j.id = ANY (v_ids)", oldJobs},     //
+	{"j.id = ANY (ids)", oldJobs},       //
+	{"SET lane = 2", 40},                // settle
 }
 
 // A table of many finished jobs costs nobody anything: what is done often finds
@@ -120,7 +117,7 @@ func TestPlansFindJobsByTheirIndexes(t *testing.T) {
 			t.Run(title+"/"+op.title, func(t *testing.T) {
 				p.forget() // what one that failed has left
 				op.do(p, t)
-				c := planCheck{title: op.title, indexes: op.indexes, analyzed: analyzed}
+				c := planCheck{title: op.title, indexes: op.indexes}
 				for _, text := range p.record(t, op.asks) {
 					c.add(t, text)
 				}
@@ -141,7 +138,6 @@ func TestPlansFindJobsByTheirIndexes(t *testing.T) {
 type planCheck struct {
 	title        string
 	indexes      []string
-	analyzed     bool
 	rows, blocks int
 	texts        string // the plans that count in rows and blocks
 }
@@ -156,9 +152,6 @@ func (c *planCheck) add(t *testing.T, text string) {
 	for _, exception := range exceptions {
 		if !strings.Contains(statement.Text, exception.part) {
 			continue
-		}
-		if exception.whole && !c.analyzed {
-			return
 		}
 		rows := 0
 		for _, scan := range scans {

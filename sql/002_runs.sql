@@ -128,6 +128,26 @@ BEGIN
 END
 $$;
 
+-- Hands back what runs under a lease without its holder's knowing, who holds
+-- these ids: a claim took it whose answer was lost. Returns how many those were.
+CREATE FUNCTION {{schema}}.hand_back(lease uuid, held uuid[]) RETURNS bigint
+LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+    WITH back AS (
+        UPDATE {{schema}}.jobs j
+        SET status = 'pending', lane = 0, lease_id = NULL, attempt = greatest(j.attempt - 1, 0)
+        WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = hand_back.lease AND NOT j.id = ANY (hand_back.held)
+        RETURNING 1)
+    SELECT count(*) FROM back
+$$;
+
+-- Deletes a lease at the end of its process. One that has jobs all the same, by
+-- a claim whose answer was lost, has to run out, so that they are rescued.
+CREATE FUNCTION {{schema}}.end_lease(lease uuid) RETURNS void
+LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+    DELETE FROM {{schema}}.leases l WHERE l.id = end_lease.lease
+        AND NOT EXISTS (SELECT FROM {{schema}}.jobs j WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = l.id)
+$$;
+
 -- When the next job becomes due that a run with this filter would pick: NULL
 -- if there is none, a time not after now() if there is one already. A running
 -- job counts from the moment its lease has run out. names: only jobs of these

@@ -23,7 +23,7 @@ INSERT INTO {{schema}}.clean_up_state DEFAULT VALUES;
 CREATE FUNCTION {{schema}}.clean_up(
     keep interval DEFAULT '7 days', keep_dead interval DEFAULT '30 days', batch integer DEFAULT 10000
 ) RETURNS integer
-LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     c_look    CONSTANT integer := 100000;
     v_state   {{schema}}.clean_up_state%ROWTYPE;
@@ -97,7 +97,7 @@ $$;
 -- Deletes jobs, past those that a constraint or a trigger of another table
 -- keeps: where one is among them, each half is tried alone.
 CREATE FUNCTION {{schema}}.delete_jobs(ids uuid[]) RETURNS integer
-LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     v_deleted integer;
     v_half    integer := cardinality(ids) / 2;
