@@ -14,12 +14,13 @@ import (
 	"github.com/relay-club/scheduler/internal/postgres"
 )
 
-// shared is the one cluster of this package's tests. pg_cron and http are in
-// its database postgres, the only one into which pg_cron schedules.
+// shared is the one cluster of this package's tests. pg_cron, http and pg_net
+// are in its database postgres, the only one into which pg_cron schedules.
 var shared struct {
 	cluster *postgres.Cluster
 	cron    bool   // whether pg_cron is there
 	http    string // "extension", "double", or "" where there is neither
+	net     bool   // whether the double of pg_net is there
 }
 
 // extensionSchema is where shared has the extension http, as on Supabase: not
@@ -60,7 +61,7 @@ func runTests(m *testing.M) (code int, err error) {
 	if err := installExtensions(context.Background()); err != nil {
 		return 0, err
 	}
-	fmt.Printf("with PostgreSQL in %s, pg_cron: %t, http: %q\n", shared.cluster.BinDir(), shared.cron, shared.http)
+	fmt.Printf("with PostgreSQL in %s, pg_cron: %t, http: %q, double of pg_net: %t\n", shared.cluster.BinDir(), shared.cron, shared.http, shared.net)
 	return m.Run(), nil
 }
 
@@ -92,6 +93,11 @@ func installExtensions(ctx context.Context) error {
 		shared.http = "extension"
 	default:
 		shared.http = "double"
+	}
+	if err := postgres.InstallNet(ctx, conn); err != nil {
+		fmt.Println(err)
+	} else {
+		shared.net = true
 	}
 	return nil
 }

@@ -49,7 +49,8 @@ func InstallHTTPDouble(ctx context.Context, conn *pgx.Conn, schema string) error
 }
 
 // InstallNet installs a double of the extension pg_net. It has no background
-// process: SELECT net.deliver() sends what is queued, once that is committed.
+// process: SELECT net.deliver() sends what is queued, once that is committed,
+// and with the beginning of a URL only what is for such.
 func InstallNet(ctx context.Context, conn *pgx.Conn) error {
 	return installDouble(ctx, conn, "pg_net", "0.19.5", "net", netDouble)
 }

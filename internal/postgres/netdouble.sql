@@ -53,8 +53,9 @@ insert = plpy.prepare(
 return plpy.execute(insert, [target, json.dumps(sent), body.encode(), timeout_milliseconds])[0]["id"]
 $$;
 
--- Sends what is queued, one request after the other, and says how many.
-CREATE FUNCTION net.deliver() RETURNS integer LANGUAGE plpython3u AS $$
+-- Sends what is queued for URLs that begin so, one request after the other, and
+-- says how many.
+CREATE FUNCTION net.deliver(beginning text DEFAULT '') RETURNS integer LANGUAGE plpython3u AS $$
 import json, socket, urllib.error, urllib.request
 
 class AnyStatus(urllib.request.HTTPErrorProcessor):
@@ -69,8 +70,9 @@ store = plpy.prepare(
     "INSERT INTO net._http_response (id, status_code, content_type, headers, content, timed_out, error_msg) "
     "VALUES ($1, $2, $3, $4, $5, $6, $7)", ["bigint", "integer", "text", "jsonb", "text", "boolean", "text"])
 
-queued = plpy.execute("WITH taken AS (DELETE FROM net.http_request_queue RETURNING *) "
-                      "SELECT * FROM taken ORDER BY id")
+take = plpy.prepare("WITH taken AS (DELETE FROM net.http_request_queue WHERE starts_with(url, $1) RETURNING *) "
+                    "SELECT * FROM taken ORDER BY id", ["text"])
+queued = plpy.execute(take, [beginning])
 for row in queued:
     answer = [None, None, None, None, False, None]
     request = urllib.request.Request(row["url"], row["body"], json.loads(row["headers"] or "{}"), method=row["method"])
@@ -95,4 +97,4 @@ ALTER EXTENSION pg_net ADD DOMAIN net.http_method;
 ALTER EXTENSION pg_net ADD TABLE net.http_request_queue;
 ALTER EXTENSION pg_net ADD TABLE net._http_response;
 ALTER EXTENSION pg_net ADD FUNCTION net.http_post(text, jsonb, jsonb, jsonb, integer);
-ALTER EXTENSION pg_net ADD FUNCTION net.deliver();
+ALTER EXTENSION pg_net ADD FUNCTION net.deliver(text);
