@@ -257,6 +257,29 @@ func TestWorkerScheduleInSeconds(t *testing.T) {
 	requirePgError(t, err, "22023", "'59 seconds'", "1.5", "* * * * *")
 }
 
+// Also for versions of pg_cron other than the one that is installed.
+func TestWorkerScheduleInSecondsByVersion(t *testing.T) {
+	t.Parallel()
+	pool := newPoolOn(t, newDatabase(t))
+	var schema string
+	newSchedulerOn(t, pool, func(c *scheduler.Config) { schema = c.Schema })
+	check := "SELECT " + schema + ".check_schedule($1)"
+	mustExec(t, pool, `INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)
+		SELECT 1, 'pg_cron', 10, 'pg_catalog'::regnamespace, false, '1.4-1'`) // as far as that function sees
+	for version, has := range map[string]bool{"1.4-1": false, "1.3": false, "1.5": true, "1.6": true, "1.10": true, "2.0": true} {
+		mustExec(t, pool, "UPDATE pg_extension SET extversion = $1 WHERE extname = 'pg_cron'", version)
+		for _, schedule := range []string{"1 second", " 59 seconds "} {
+			_, err := pool.Exec(t.Context(), check, schedule)
+			if has {
+				require.NoError(t, err, version)
+			} else {
+				requirePgError(t, err, "22023", schedule, version, "1.5 was the first", "* * * * *")
+			}
+		}
+		mustExec(t, pool, check, everyMinute)
+	}
+}
+
 // What a URL says is understood as the service understands it.
 func TestWorkerEndpoints(t *testing.T) {
 	t.Parallel()
