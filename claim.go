@@ -275,9 +275,23 @@ const rescueSQL = `SELECT id::text, status, attempt, name FROM {{schema}}.rescue
 // rescue takes back what processes that are gone were running, and returns how
 // many jobs those were.
 func (s *Scheduler) rescue(ctx context.Context) (int, error) {
+	return s.takeBack(ctx, rescueSQL)
+}
+
+const beginRunSQL = `SELECT id::text, status, attempt, name FROM {{schema}}.begin_run($1::text)`
+
+// beginRun is rescue at the begin of a run, from which on a created job asks
+// for another one.
+func (s *Scheduler) beginRun(ctx context.Context, q *queue) error {
+	_, err := s.takeBack(ctx, beginRunSQL, string(q.name))
+	return err
+}
+
+// takeBack tells of the jobs that a query returns because they were rescued.
+func (s *Scheduler) takeBack(ctx context.Context, sql string, args ...any) (int, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
 	defer cancel()
-	rows, err := s.pool.Query(ctx, s.sql(rescueSQL))
+	rows, err := s.pool.Query(ctx, s.sql(sql), args...)
 	if err != nil {
 		return 0, fmt.Errorf("rescue jobs: %w", explained(err))
 	}

@@ -87,7 +87,8 @@ type NewJob struct {
 // mostPayload bounds a payload and a result, in bytes of JSON.
 const mostPayload = 1 << 20
 
-// CreateJob stores a job and returns it: it will be run from its RunAt on. The
+// CreateJob stores a job and returns it: it will be run from its RunAt on. If
+// it is due at once, resident processes and workers with wake learn of it. The
 // error is an *InputError if name or data can't be used (also ErrUnknownJobName
 // or ErrUnknownQueue), and then nothing is stored.
 func (s *Scheduler) CreateJob(ctx context.Context, name string, data JobData) (*Job, error) {
@@ -119,11 +120,15 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
+// insertJobSQL asks for a wake of the queue's workers in the same statement. So
+// does insertJobsSQL.
 const insertJobSQL = `
 INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms)
 VALUES ($1::uuid, $2::text, $3::text, $4::text::jsonb, coalesce($5::timestamptz, now()), $6::int, $7::bigint)
 RETURNING run_at, created_at, (extract(epoch FROM run_at - now()) * 1000000)::bigint,
-    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid)`
+    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid),
+    CASE WHEN run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = $3::text)
+        THEN {{schema}}.wake_workers($3::text) END`
 
 // insertJob stores a job. dueIn is how long until it is due, heard whether
 // another process waits to be notified.
@@ -138,7 +143,7 @@ func (s *Scheduler) insertJob(ctx context.Context, db querier, name string, data
 	}
 	var dueInUS int64
 	err = db.QueryRow(ctx, s.sql(insertJobSQL), pgtype.UUID{Bytes: row.id, Valid: true}, name, row.queue, row.payload, row.runAt, row.maxAttempts, row.timeoutMS, s.lease.own()).
-		Scan(&job.RunAt, &job.CreatedAt, &dueInUS, &heard)
+		Scan(&job.RunAt, &job.CreatedAt, &dueInUS, &heard, nil)
 	if err != nil {
 		return nil, 0, false, refusedByPostgres("payload", err)
 	}
@@ -155,7 +160,9 @@ WITH created AS (
     RETURNING queue, run_at
 )
 SELECT queue, (extract(epoch FROM min(run_at) - now()) * 1000000)::bigint,
-    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid)
+    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid),
+    CASE WHEN min(run_at) <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = created.queue)
+        THEN {{schema}}.wake_workers(queue) END
 FROM created GROUP BY queue`
 
 // CreateJobs stores all jobs or, if one of them is refused, none, and returns
@@ -188,7 +195,7 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 		var queue JobQueue
 		var dueInUS int64
 		var heard bool
-		_, err = pgx.ForEachRow(rows, []any{&queue, &dueInUS, &heard}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&queue, &dueInUS, &heard, nil}, func() error {
 			s.created(queue, time.Duration(dueInUS)*time.Microsecond, heard)
 			return nil
 		})

@@ -137,8 +137,8 @@ func (s *Scheduler) newRun(values context.Context, filter RunFilter) (*run, erro
 
 // work is the run from its begin to its end.
 func (r *run) work(ctx context.Context) error {
-	_, rescueErr := r.s.rescue(ctx)
-	err := errors.Join(rescueErr, r.pick(ctx))
+	beginErr := r.s.beginRun(ctx, r.queue)
+	err := errors.Join(beginErr, r.pick(ctx))
 	r.free.Wait()
 	next, nextErr := r.s.nextDue(r.queue, r.filter.Status)
 	r.mu.Lock()

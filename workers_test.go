@@ -189,7 +189,7 @@ func TestWorkerInput(t *testing.T) {
 	w := newWorkerTest(t, nil)
 	const url, token = "http://127.0.0.1:9/api/jobs/run", "s3cret"
 	bad := map[string]struct {
-		args  []any // name, endpoint, token, schedule, timeout_seconds, http_extension
+		args  []any // name, endpoint, token, schedule, timeout_seconds, http_extension, wake
 		names []string
 	}{
 		"no name":             {[]any{nil, url, token, never}, []string{"name NULL", "1 to 63 letters"}},
@@ -229,11 +229,13 @@ func TestWorkerInput(t *testing.T) {
 		"timeout 0":           {[]any{w.name, url, token, never, 0}, []string{"timeout_seconds 0", "1 to 300"}},
 		"timeout 301":         {[]any{w.name, url, token, never, 301}, []string{"timeout_seconds 301"}},
 		"no timeout":          {[]any{w.name, url, token, never, nil}, []string{"timeout_seconds NULL"}},
+		"failed and wake":     {[]any{w.name, url + "?status=failed", token, never, 10, nil, true}, []string{"wake with status=failed", "is pending"}},
+		"view and wake":       {[]any{w.name, url + "?queue=failed", token, never, 10, nil, true}, []string{"wake with status=failed"}},
 		"unknown extension":   {[]any{w.name, url, token, never, 10, "curl"}, []string{"http_extension 'curl'", "'http' or 'pg_net'"}},
 	}
 	for title, test := range bad {
 		_, err := w.pool.Exec(t.Context(), "SELECT "+w.schema+".create_queue_worker("+
-			strings.Join([]string{"$1", "$2", "$3", "$4", "$5", "$6"}[:len(test.args)], ", ")+")", test.args...)
+			strings.Join([]string{"$1", "$2", "$3", "$4", "$5", "$6", "$7"}[:len(test.args)], ", ")+")", test.args...)
 		require.Error(t, err, title)
 		requirePgError(t, err, "22023", test.names...)
 		require.NotContains(t, err.Error(), token, title)

@@ -138,6 +138,9 @@ BEGIN
     INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts)
     VALUES (v_id, create_job.name, v_queue, coalesce(create_job.payload, 'null'), v_run_at, v_attempts);
     PERFORM {{schema}}.notify_created(v_queue, v_run_at);
+    IF v_run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = v_queue) THEN
+        PERFORM {{schema}}.wake_workers(v_queue);
+    END IF;
     RETURN v_id;
 END
 $$;

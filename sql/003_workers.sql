@@ -7,6 +7,8 @@ CREATE TABLE {{schema}}.queue_workers (
     status          text        NOT NULL,
     http_extension  text        NOT NULL,
     timeout_seconds integer     NOT NULL,
+    wake            boolean     NOT NULL DEFAULT false, -- the creation of a due job calls it too, see wake_workers
+    wake_asked_at   timestamptz, -- of a wake that is under way; NULL: none is
     scheduled_by    name        NOT NULL DEFAULT current_user, -- pg_cron shows its entry to this role only
     secret_id       uuid,        -- of its token in Supabase Vault; NULL: the token is in worker_tokens
     created_at      timestamptz NOT NULL DEFAULT now(),
@@ -15,7 +17,8 @@ CREATE TABLE {{schema}}.queue_workers (
 
     CONSTRAINT queue_workers_status_known CHECK (status IN ('pending', 'failed', 'any')),
     CONSTRAINT queue_workers_http_extension_known CHECK (http_extension IN ('http', 'pg_net')),
-    CONSTRAINT queue_workers_timeout_in_range CHECK (timeout_seconds BETWEEN 1 AND 300)
+    CONSTRAINT queue_workers_timeout_in_range CHECK (timeout_seconds BETWEEN 1 AND 300),
+    CONSTRAINT queue_workers_wake_takes_pending CHECK (NOT wake OR status <> 'failed')
 );
 
 -- Tokens that Supabase Vault does not keep. A table of their own: whoever looks
@@ -58,10 +61,13 @@ $$;
 --   http_extension   'http' (pgsql-http) or 'pg_net'; NULL: the first of them
 --                    that is installed. pg_net lets every role of the database
 --                    read what it has queued, with the token.
+--   wake             also call the endpoint right after a job was created that
+--                    is due at once, always by pg_net. That comes before the
+--                    tick, never instead of it.
 -- Returns the id of its entry in cron.job.
 CREATE FUNCTION {{schema}}.create_queue_worker(
     name text, endpoint text, token text, schedule text,
-    timeout_seconds integer DEFAULT 10, http_extension text DEFAULT NULL
+    timeout_seconds integer DEFAULT 10, http_extension text DEFAULT NULL, wake boolean DEFAULT false
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
@@ -84,6 +90,10 @@ BEGIN
     IF timeout_seconds IS NULL OR timeout_seconds NOT BETWEEN 1 AND 300 THEN
         RAISE EXCEPTION 'create_queue_worker: timeout_seconds %: expected 1 to 300', coalesce(timeout_seconds::text, 'NULL') USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    IF wake AND v_status = 'failed' THEN
+        RAISE EXCEPTION 'create_queue_worker: wake with status=failed: expected pending or any, as a job that is created is pending'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     PERFORM {{schema}}.require_cron();
     v_extension := {{schema}}.choose_http_extension(http_extension);
     PERFORM {{schema}}.check_schedule(schedule);
@@ -97,11 +107,11 @@ BEGIN
     END IF;
 
     -- The row first: its lock keeps two calls with one name apart.
-    INSERT INTO {{schema}}.queue_workers AS w (name, endpoint, queue, status, http_extension, timeout_seconds)
-    VALUES (name, endpoint, v_queue, v_status, v_extension, timeout_seconds)
+    INSERT INTO {{schema}}.queue_workers AS w (name, endpoint, queue, status, http_extension, timeout_seconds, wake)
+    VALUES (name, endpoint, v_queue, v_status, v_extension, timeout_seconds, coalesce(wake, false))
     ON CONFLICT ON CONSTRAINT queue_workers_pkey DO UPDATE
     SET endpoint = excluded.endpoint, queue = excluded.queue, status = excluded.status, http_extension = excluded.http_extension,
-        timeout_seconds = excluded.timeout_seconds, called_at = NULL, request_id = NULL
+        timeout_seconds = excluded.timeout_seconds, wake = excluded.wake, wake_asked_at = NULL, called_at = NULL, request_id = NULL
     RETURNING w.scheduled_by INTO v_owner;
     IF v_owner <> current_user THEN
         RAISE EXCEPTION 'create_queue_worker: name %: the role % has a worker of this name', {{schema}}.shown(name), quote_literal(v_owner)
@@ -116,6 +126,9 @@ BEGIN
 
     IF NOT EXISTS (SELECT FROM {{schema}}.queues q WHERE q.name = v_queue) THEN
         RAISE WARNING 'queue % is not declared yet: declare it in Config.Queues and call Migrate', quote_literal(v_queue);
+    END IF;
+    IF wake AND {{schema}}.wake_obstacle() IS NOT NULL THEN
+        RAISE WARNING 'worker %: it can''t be woken, its schedule alone calls: %', {{schema}}.shown(name), {{schema}}.wake_obstacle();
     END IF;
     IF v_statements IS NOT NULL THEN
         PERFORM set_config('log_min_error_statement', v_statements, true);
@@ -237,6 +250,21 @@ BEGIN
         USING ERRCODE = 'object_not_in_prerequisite_state',
         HINT = 'Run CREATE EXTENSION http; (or pg_net), or do without: let the service call Work, or let any outside cron POST to the Run endpoint.';
 END
+$$;
+
+-- Why no worker can be woken, and what to do; NULL if nothing is known to be in
+-- the way.
+CREATE FUNCTION {{schema}}.wake_obstacle() RETURNS text
+LANGUAGE sql STABLE SET search_path = '' AS $$
+    SELECT CASE
+        WHEN {{schema}}.extension_schema('pg_net') IS NULL THEN
+            format('the extension pg_net is missing in the database %L; run CREATE EXTENSION pg_net;', current_database())
+        WHEN NOT EXISTS (
+            SELECT FROM pg_catalog.pg_proc p
+            WHERE p.pronamespace = to_regnamespace('net') AND p.proname = 'http_post'
+                AND has_schema_privilege(p.pronamespace, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE'))
+        THEN format('the role %1$L may not call net.http_post; let a superuser run GRANT USAGE ON SCHEMA net TO %1$I; GRANT EXECUTE ON FUNCTION net.http_post TO %1$I;', current_user)
+    END
 $$;
 
 -- Refuses what pg_cron would refuse less clearly. What passes here is checked

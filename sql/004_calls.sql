@@ -86,17 +86,25 @@ $$;
 -- view workers shows it.
 CREATE FUNCTION {{schema}}.call_with_pg_net(worker {{schema}}.queue_workers) RETURNS text
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
-DECLARE
-    v_request bigint;
 BEGIN
     IF {{schema}}.extension_schema('pg_net') IS NULL THEN
         RAISE EXCEPTION 'worker %: the extension pg_net is gone', quote_literal(worker.name) USING HINT = 'Install it, or call create_queue_worker again.';
     END IF;
+    PERFORM {{schema}}.note_call(worker.name, {{schema}}.queue_request(worker));
+    RETURN 'queued';
+END
+$$;
+
+-- Returns the id of the request in pg_net's queue.
+CREATE FUNCTION {{schema}}.queue_request(worker {{schema}}.queue_workers) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
+DECLARE
+    v_request bigint;
+BEGIN
     EXECUTE 'SELECT net.http_post(url := $1, timeout_milliseconds := $2,
             headers := jsonb_build_object(''Authorization'', ''Bearer '' || {{schema}}.worker_token($3), ''Content-Type'', ''application/json''))'
         INTO v_request USING worker.endpoint, worker.timeout_seconds * 1000, worker.name;
-    PERFORM {{schema}}.note_call(worker.name, v_request);
-    RETURN 'queued';
+    RETURN v_request;
 END
 $$;
 
@@ -108,10 +116,83 @@ LANGUAGE sql VOLATILE SET search_path = '' AS $$
     WHERE name = (SELECT w.name FROM {{schema}}.queue_workers w WHERE w.name = note_call.worker FOR NO KEY UPDATE SKIP LOCKED)
 $$;
 
+-- Calls the workers of a queue ahead of their ticks, because a job was created
+-- in it that is due. What this queues, pg_net sends when the transaction
+-- commits, so a rollback wakes nobody.
+--
+-- A request that was asked for, and whose run has not begun, finds the jobs that
+-- are created meanwhile too: until then (see begin_run) nobody asks for another.
+-- One that takes longer than 10 seconds was lost. Rows that somebody else has
+-- locked are skipped: creations never wait for each other.
+--
+-- So a wake may be missed, and the tick finds the job: where a transaction
+-- relied on a request, and committed after its run had made the last claim, or
+-- that request was rolled back.
+CREATE FUNCTION {{schema}}.wake_workers(queue text) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET lock_timeout = '1s' AS $$
+DECLARE
+    v_worker {{schema}}.queue_workers%ROWTYPE;
+BEGIN
+    FOR v_worker IN
+        UPDATE {{schema}}.queue_workers SET wake_asked_at = clock_timestamp()
+        WHERE name = ANY (ARRAY(
+            SELECT w.name FROM {{schema}}.queue_workers w
+            WHERE w.wake AND w.queue = wake_workers.queue
+                AND (w.wake_asked_at IS NULL OR w.wake_asked_at < clock_timestamp() - interval '10 seconds')
+            FOR NO KEY UPDATE SKIP LOCKED))
+        RETURNING *
+    LOOP
+        -- Nothing that is wrong with it is a reason for the creation to fail. It
+        -- counts as asked for all the same, or a burst would try and warn each
+        -- time. The error's own text is not shown: it might have the headers in it.
+        BEGIN
+            IF {{schema}}.is_scheduled(v_worker) THEN
+                PERFORM {{schema}}.queue_request(v_worker);
+            END IF;
+        EXCEPTION WHEN OTHERS THEN
+            RAISE WARNING 'worker %: it can''t be woken, its schedule alone calls: %', quote_literal(v_worker.name),
+                coalesce({{schema}}.wake_obstacle(), format('SQLSTATE %s; try SELECT net.http_post(%L); or call create_queue_worker again', SQLSTATE, v_worker.endpoint));
+        END;
+    END LOOP;
+EXCEPTION WHEN serialization_failure OR lock_not_available THEN
+    NULL; -- in REPEATABLE READ, the row was changed since the snapshot: others have asked, or a run has begun
+END
+$$;
+
+-- Whether pg_cron has the worker's entry, and it is on. It does not show what
+-- another role has scheduled; that counts as on.
+CREATE FUNCTION {{schema}}.is_scheduled(worker {{schema}}.queue_workers) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = '' AS $$
+DECLARE
+    v_scheduled boolean := worker.scheduled_by <> current_user;
+BEGIN
+    IF NOT v_scheduled AND {{schema}}.extension_schema('pg_cron') IS NOT NULL THEN
+        EXECUTE 'SELECT EXISTS (SELECT FROM cron.job j WHERE j.jobname = $1 AND j.username = current_user AND j.command = $2 AND j.active)'
+            INTO v_scheduled USING worker.name, {{schema}}.worker_command(worker.name);
+    END IF;
+    RETURN v_scheduled;
+END
+$$;
+
+-- What a run does before it claims: it takes back what was running under lost
+-- leases, and lets creations ask for wakes again, because from here on they
+-- can't rely on this run. That comes last, as their rows are locked for it.
+-- Returns the jobs that were taken back.
+CREATE FUNCTION {{schema}}.begin_run(queue text) RETURNS SETOF {{schema}}.jobs
+LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM {{schema}}.rescue();
+    UPDATE {{schema}}.queue_workers SET wake_asked_at = NULL
+    WHERE name = ANY (ARRAY(
+        SELECT w.name FROM {{schema}}.queue_workers w
+        WHERE w.queue = begin_run.queue AND w.wake_asked_at IS NOT NULL FOR NO KEY UPDATE SKIP LOCKED));
+END
+$$;
+
 -- The rows of the view workers. A function, because cron and net may be
 -- missing when the schema is made.
 CREATE FUNCTION {{schema}}.list_workers() RETURNS TABLE (
-    name text, schedule text, active boolean, endpoint text, queue text, status text, http_extension text, timeout_seconds integer,
+    name text, schedule text, active boolean, endpoint text, queue text, status text, http_extension text, timeout_seconds integer, wake boolean,
     created_at timestamptz, called_at timestamptz, last_run_at timestamptz, last_run_ended_at timestamptz,
     last_outcome text, last_message text, age interval
 )
@@ -133,7 +214,7 @@ BEGIN
             WHERE w.request_id IS NOT NULL AND d.status = 'succeeded' AND w.called_at >= d.start_time $q$;
     END IF;
     RETURN QUERY EXECUTE format($q$
-        SELECT w.name, c.schedule, c.active, w.endpoint, w.queue, w.status, w.http_extension, w.timeout_seconds,
+        SELECT w.name, c.schedule, c.active, w.endpoint, w.queue, w.status, w.http_extension, w.timeout_seconds, w.wake,
             w.created_at, w.called_at, d.start_time, d.end_time,
             coalesce(a.outcome, d.status), coalesce(a.message, d.return_message), now() - d.start_time
         FROM {{schema}}.queue_workers w

@@ -22,9 +22,9 @@ $$;
 
 CREATE OR REPLACE FUNCTION public.create_queue_worker(
     name text, endpoint text, token text, schedule text,
-    timeout_seconds integer DEFAULT 10, http_extension text DEFAULT NULL
+    timeout_seconds integer DEFAULT 10, http_extension text DEFAULT NULL, wake boolean DEFAULT false
 ) RETURNS bigint LANGUAGE sql VOLATILE SET search_path = '' AS $$
-    SELECT {{schema}}.create_queue_worker(name, endpoint, token, schedule, timeout_seconds, http_extension)
+    SELECT {{schema}}.create_queue_worker(name, endpoint, token, schedule, timeout_seconds, http_extension, wake)
 $$;
 
 CREATE OR REPLACE FUNCTION public.remove_queue_worker(name text) RETURNS boolean LANGUAGE sql VOLATILE SET search_path = '' AS $$
@@ -38,7 +38,7 @@ BEGIN
     SELECT string_agg(quote_ident(r.rolname), ', ') INTO v_others FROM pg_catalog.pg_roles r
     WHERE r.rolname IN ('anon', 'authenticated', 'service_role') AND r.rolname <> current_user;
     EXECUTE format('REVOKE ALL ON FUNCTION public.create_job(text, timestamptz, jsonb, text),
-        public.create_queue_worker(text, text, text, text, integer, text),
+        public.create_queue_worker(text, text, text, text, integer, text, boolean),
         public.remove_queue_worker(text) FROM %s', concat_ws(', ', 'PUBLIC', v_others));
 END
 $$;
