@@ -220,7 +220,7 @@ func TestWakesAreAsManyAsRuns(t *testing.T) {
 		})
 	}
 	wakes := 0
-	for created := 0; created < cap(errs); created++ {
+	for created := range cap(errs) {
 		require.NoError(t, await(t, errs))
 		if created%80 == 0 {
 			wakes += deliver(t, w.pool, run.URL)
