@@ -102,6 +102,7 @@ type Scheduler struct {
 	suspects  atomic.Int32 // above 0: a claim may have left traces, see reconcile
 	lease     lease
 	finisher  finisher
+	gatherer  gatherer
 	notifier  notifier
 	cleaner   cleaner
 	strangers strangers

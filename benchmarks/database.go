@@ -56,6 +56,8 @@ type database struct {
 	name   string
 	pool   *pgxpool.Pool // the system's
 	watch  *pgxpool.Pool // the benchmark's own
+
+	countStatements bool
 }
 
 // watcher is the application_name of the benchmark's own connections.
@@ -77,19 +79,24 @@ func (s *server) newDatabase(ctx context.Context, countStatements bool) (_ *data
 	if d.watch, err = pgxpool.New(ctx, s.cluster.URL(d.name)+"&application_name="+watcher); err != nil {
 		return nil, err
 	}
-	config, err := pgxpool.ParseConfig(s.cluster.URL(d.name))
-	if err != nil {
-		return nil, err
-	}
-	config.MaxConns = poolSize
-	if countStatements {
-		config.ConnConfig.RuntimeParams["pg_stat_statements.track"] = "top"
-	}
-	if d.pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
+	d.countStatements = countStatements
+	if d.pool, err = d.newPool(ctx); err != nil {
 		return nil, err
 	}
 	_, err = s.admin.Exec(ctx, "CHECKPOINT")
 	return d, err
+}
+
+func (d *database) newPool(ctx context.Context) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(d.server.cluster.URL(d.name))
+	if err != nil {
+		return nil, err
+	}
+	config.MaxConns = poolSize
+	if d.countStatements {
+		config.ConnConfig.RuntimeParams["pg_stat_statements.track"] = "top"
+	}
+	return pgxpool.NewWithConfig(ctx, config)
 }
 
 // drop is the end of a measurement. That it fails is no reason to fail.

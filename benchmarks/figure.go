@@ -38,6 +38,8 @@ const (
 	rowP50        row = "p50"
 	rowP99        row = "p99"
 	rowCreating   row = "creating"
+	rowP50Alone   row = "p50 alone"
+	rowP99Alone   row = "p99 alone"
 	rowHTTP       row = "http"
 	rowBeside     row = "beside"
 	rowTickNew    row = "tick new"
@@ -64,6 +66,8 @@ var rows = []struct {
 	{rowP50, "create to start, p50, ms", 2},
 	{rowP99, "create to start, p99, ms", 2},
 	{rowCreating, "the call that creates, p50, ms", 2},
+	{rowP50Alone, "the same in one process, p50, ms", 2},
+	{rowP99Alone, "the same in one process, p99, ms", 2},
 	{rowWAL, "bytes of WAL a job", 0},
 	{rowDead, "dead row versions a job", 2},
 	{rowNotHOT, "of these not HOT", 2},

@@ -55,6 +55,11 @@ func (g *gueEngine) create(ctx context.Context, n int) error {
 	return g.client.Enqueue(ctx, job)
 }
 
+func (g *gueEngine) creator(pool *pgxpool.Pool) (func(ctx context.Context, n int) error, error) {
+	client, err := guequeue.NewClient(pgxv5.NewConnPool(pool))
+	return (&gueEngine{client: client}).create, err
+}
+
 func (g *gueEngine) createBatch(ctx context.Context, from, count int) error {
 	jobs := make([]*guequeue.Job, count)
 	for i := range jobs {

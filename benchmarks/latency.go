@@ -14,11 +14,34 @@ const (
 )
 
 // measureLatency: the time from the call that creates a job to the start of its
-// handler in a resident worker, at a steady pace.
+// handler in a resident worker, at a steady pace. First the jobs are created by
+// another client than the one that works, on a pool of its own, as by another
+// process; then by the one that works.
 func (b *bench) measureLatency(ctx context.Context, sys system) (values, error) {
-	db, err := b.server.newDatabase(ctx, b.statements && sys.name == ours)
+	apart, err := b.latencyOf(ctx, sys, false)
 	if err != nil {
 		return nil, err
+	}
+	alone, err := b.latencyOf(ctx, sys, true)
+	if err != nil {
+		return nil, err
+	}
+	return values{
+		rowP50:      milliseconds(percentile(apart.starting, 50)),
+		rowP99:      milliseconds(percentile(apart.starting, 99)),
+		rowCreating: milliseconds(percentile(apart.creating, 50)),
+		rowP50Alone: milliseconds(percentile(alone.starting, 50)),
+		rowP99Alone: milliseconds(percentile(alone.starting, 99)),
+	}, nil
+}
+
+// latencies are sorted: how long the call took, and how long until the start.
+type latencies struct{ creating, starting []time.Duration }
+
+func (b *bench) latencyOf(ctx context.Context, sys system, alone bool) (got latencies, err error) {
+	db, err := b.server.newDatabase(ctx, b.statements && sys.name == ours)
+	if err != nil {
+		return got, err
 	}
 	defer db.drop()
 	warmUp := int(latencyWarmUp.Seconds() * perSecond)
@@ -30,15 +53,30 @@ func (b *bench) measureLatency(ctx context.Context, sys system) (values, error) 
 		jobs.start(i)
 	})
 	if err != nil {
-		return nil, err
+		return got, err
+	}
+	create := e.create
+	if !alone {
+		pool, err := db.newPool(ctx)
+		if err != nil {
+			return got, err
+		}
+		defer pool.Close()
+		if create, err = e.creator(pool); err != nil {
+			return got, err
+		}
 	}
 	stop, err := e.work(ctx)
 	if err != nil {
-		return nil, err
+		return got, err
 	}
-	seen, err := b.observe(ctx, sys, "latency")
+	figure := "latency"
+	if alone {
+		figure = "latency alone"
+	}
+	seen, err := b.observe(ctx, sys, figure)
 	if err != nil {
-		return nil, err
+		return got, err
 	}
 
 	var group sync.WaitGroup
@@ -49,7 +87,7 @@ func (b *bench) measureLatency(ctx context.Context, sys system) (values, error) 
 		<-pace.C
 		group.Go(func() {
 			called[i] = time.Now()
-			if err := e.create(ctx, i); err != nil {
+			if err := create(ctx, i); err != nil {
 				failed <- err
 			}
 			created[i] = time.Now()
@@ -58,33 +96,28 @@ func (b *bench) measureLatency(ctx context.Context, sys system) (values, error) 
 	group.Wait()
 	close(failed)
 	if err := <-failed; err != nil {
-		return nil, err
+		return got, err
 	}
 	select {
 	case <-jobs.all:
 	case <-time.After(time.Minute):
 	}
 	if err := seen(ctx, db); err != nil {
-		return nil, err
+		return got, err
 	}
 	if err := stop(); err != nil {
-		return nil, err
+		return got, err
 	}
 	if err := jobs.check(); err != nil {
-		return nil, fmt.Errorf("a minute after the last creation: %w", err)
+		return got, fmt.Errorf("a minute after the last creation: %w", err)
 	}
-	var creating, starting []time.Duration
 	for i := warmUp; i < n; i++ {
-		creating = append(creating, created[i].Sub(called[i]))
-		starting = append(starting, started[i].Sub(called[i]))
+		got.creating = append(got.creating, created[i].Sub(called[i]))
+		got.starting = append(got.starting, started[i].Sub(called[i]))
 	}
-	slices.Sort(creating)
-	slices.Sort(starting)
-	return values{
-		rowP50:      milliseconds(percentile(starting, 50)),
-		rowP99:      milliseconds(percentile(starting, 99)),
-		rowCreating: milliseconds(percentile(creating, 50)),
-	}, nil
+	slices.Sort(got.creating)
+	slices.Sort(got.starting)
+	return got, nil
 }
 
 // percentile of sorted times.

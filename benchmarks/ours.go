@@ -55,6 +55,11 @@ func (l *library) create(ctx context.Context, n int) error {
 	return err
 }
 
+func (l *library) creator(pool *pgxpool.Pool) (func(ctx context.Context, n int) error, error) {
+	s, err := scheduler.New(pool, scheduler.Config{Logger: logger})
+	return (&library{Scheduler: s}).create, err
+}
+
 func (l *library) createBatch(ctx context.Context, from, count int) error {
 	ids, err := l.CreateJobs(ctx, newJobs(from, count, time.Time{}))
 	if err != nil {

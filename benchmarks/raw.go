@@ -33,6 +33,10 @@ func (r *rawEngine) create(ctx context.Context, _ int) error {
 	return err
 }
 
+func (r *rawEngine) creator(pool *pgxpool.Pool) (func(ctx context.Context, n int) error, error) {
+	return (&rawEngine{pool: pool}).create, nil
+}
+
 func (r *rawEngine) createBatch(ctx context.Context, _, count int) error {
 	_, err := r.pool.Exec(ctx, `INSERT INTO raw_jobs (state) SELECT 0 FROM generate_series(1, $1)`, count)
 	return err

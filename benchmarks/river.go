@@ -53,6 +53,12 @@ func (r *riverEngine) create(ctx context.Context, n int) error {
 	return err
 }
 
+// creator is an insert-only client, which has no settings for fetching.
+func (*riverEngine) creator(pool *pgxpool.Pool) (func(ctx context.Context, n int) error, error) {
+	client, err := riverqueue.NewClient(riverpgxv5.New(pool), &riverqueue.Config{Logger: logger})
+	return (&riverEngine{client}).create, err
+}
+
 // createBatch uses the faster of River's two ways, by COPY.
 func (r *riverEngine) createBatch(ctx context.Context, from, count int) error {
 	jobs := make([]riverqueue.InsertManyParams, count)

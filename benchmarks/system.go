@@ -19,6 +19,8 @@ type system struct {
 // engine is a system on one database. Its jobs carry a number.
 type engine interface {
 	create(ctx context.Context, n int) error
+	// creator returns the create of another process, which works no jobs.
+	creator(pool *pgxpool.Pool) (func(ctx context.Context, n int) error, error)
 	// createBatch makes jobs with the numbers from, from+1, … in one call.
 	createBatch(ctx context.Context, from, count int) error
 	// work runs due jobs until stop is called, which waits for what runs.
