@@ -23,12 +23,15 @@ type capacity struct {
 }
 
 const (
-	aheadTime  = 60 * time.Millisecond
-	mostAhead  = 4000
-	rateWindow = 10 * time.Millisecond // the shortest time that a rate is taken over
+	aheadTime = 60 * time.Millisecond
+	mostAhead = 4000
+	// mostClaimed bounds one claim, so that the next one is under way while the
+	// jobs of this one are being recorded.
+	mostClaimed = mostFinished
+	rateWindow  = 10 * time.Millisecond // the shortest time that a rate is taken over
 )
 
-// take claims room for up to most jobs: it waits until there is some, and
+// take claims room for up to most jobs, and no more than mostClaimed: it waits until there is some, and
 // returns 0 when ctx ends or giveUp fires before.
 func (c *capacity) take(ctx context.Context, most int, giveUp <-chan time.Time) int {
 	for {
@@ -38,8 +41,8 @@ func (c *capacity) take(ctx context.Context, most int, giveUp <-chan time.Time) 
 		}
 		room := c.slots + c.ahead - c.used
 		// Where many are claimed ahead, a claim of few is not worth its round trip.
-		if enough := min(1+c.ahead/2, most); room >= enough && ctx.Err() == nil {
-			n := min(room, most)
+		if enough := min(1+c.ahead/2, most, mostClaimed); room >= enough && ctx.Err() == nil {
+			n := min(room, most, mostClaimed)
 			c.used += n
 			c.mu.Unlock()
 			return n

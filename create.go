@@ -109,14 +109,17 @@ RETURNING run_at, created_at, (extract(epoch FROM run_at - now()) * 1000000)::bi
     EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid),
     CASE WHEN run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = $3::text)
         THEN {{schema}}.wake_workers($3::text) END,
-    CASE WHEN $9::bool THEN {{schema}}.notify_created($3::text, run_at, $8::text::uuid) END`
+    CASE WHEN $9::bool AND run_at <= now() + interval '1 minute'
+            AND EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid)
+        THEN pg_catalog.pg_notify($10::text, CASE WHEN run_at <= now() THEN $3::text ELSE '' END) END`
 
 // insertJob stores a job. dueIn is how long until it is due, heard whether
 // another process waits to be notified.
 func (s *Scheduler) insertJob(ctx context.Context, db querier, row *newRow, notifies bool) (job *Job, dueIn time.Duration, heard bool, err error) {
 	job = row.job()
 	var dueInUS int64
-	err = db.QueryRow(ctx, s.sql(insertJobSQL), row.key(), row.name, row.queue, row.payload, row.runAt, row.maxAttempts, row.timeoutMS, s.lease.own(), notifies).
+	err = db.QueryRow(ctx, s.sql(insertJobSQL), row.key(), row.name, row.queue, row.payload, row.runAt, row.maxAttempts, row.timeoutMS,
+		s.lease.own(), notifies, s.channel()).
 		Scan(&job.RunAt, &job.CreatedAt, &dueInUS, &heard, nil, nil)
 	if err != nil {
 		return nil, 0, false, refusedByPostgres("payload", err)

@@ -31,10 +31,12 @@ type outcome struct {
 const finishSQL = `
 SELECT {{schema}}.finish($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::int[])`
 
-// mostFinished and mostFinishedBytes bound what is recorded in one statement.
+// mostFinished and mostFinishedBytes bound what is recorded in one statement,
+// and mostWriters how many of those are on their way when they are full.
 const (
 	mostFinished      = 1000
 	mostFinishedBytes = 16 << 20
+	mostWriters       = 2
 )
 
 // finisher records outcomes, as many at once as have come together while the
@@ -43,14 +45,16 @@ const (
 type finisher struct {
 	mu      sync.Mutex
 	waiting []*outcome
-	writing bool
+	writers int
 }
 
 func (f *finisher) add(s *Scheduler, o *outcome) {
 	f.mu.Lock()
 	f.waiting = append(f.waiting, o)
-	start := !f.writing
-	f.writing = true
+	start := f.writers == 0 || f.writers < mostWriters && len(f.waiting) >= mostFinished
+	if start {
+		f.writers++
+	}
 	f.mu.Unlock()
 	if start {
 		// Its outcomes keep Shutdown waiting, and so does it.
@@ -62,8 +66,9 @@ func (f *finisher) write(s *Scheduler) {
 	for {
 		f.mu.Lock()
 		n := batchOf(f.waiting)
-		if n == 0 {
-			f.writing = false
+		full := n == mostFinished || n < len(f.waiting)
+		if n == 0 || f.writers > 1 && !full { // the other one takes them
+			f.writers--
 			f.mu.Unlock()
 			return
 		}

@@ -66,13 +66,15 @@ func (s *Scheduler) Work(ctx context.Context) error {
 		group.Go(func() { s.keepListening(ctx, wakes) })
 	}
 	s.resident.alarm.in(0)
-	for {
+	for begin := true; ; begin = false {
 		select {
 		case <-s.resident.alarm.timer.C:
 			s.resident.alarm.rung()
 			s.poll(ctx, wakes)
 			s.warnOfStrangers(ctx, names...)
-			s.cleanUpSometimes()
+			if !begin { // what has come together until now goes first
+				s.cleanUpSometimes()
+			}
 		case <-ctx.Done():
 			return nil
 		}

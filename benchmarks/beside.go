@@ -13,6 +13,13 @@ func (b *bench) measureBeside(ctx context.Context, sys system) (values, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What autovacuum does in time, and what was written goes to the disk.
+	if _, err := db.watch.Exec(ctx, "VACUUM (ANALYZE)"); err != nil {
+		return nil, err
+	}
+	if _, err := b.server.admin.Exec(ctx, "CHECKPOINT"); err != nil {
+		return nil, err
+	}
 	jobs := newTally(b.jobs)
 	e, err := openOurs(ctx, db.pool, jobs.start)
 	if err != nil {
@@ -53,15 +60,7 @@ func (b *bench) fillLarge(ctx context.Context, db *database) error {
 	if err := l.fillPending(ctx, b.pendingBeside); err != nil {
 		return err
 	}
-	if err := l.shutdown(); err != nil {
-		return err
-	}
-	// What autovacuum does in time, and what was written goes to the disk.
-	if _, err := db.watch.Exec(ctx, "VACUUM (ANALYZE)"); err != nil {
-		return err
-	}
-	_, err = b.server.admin.Exec(ctx, "CHECKPOINT")
-	return err
+	return l.shutdown()
 }
 
 func (b *bench) dropLarge() {

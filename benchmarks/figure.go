@@ -6,21 +6,22 @@ import "context"
 type figure struct {
 	name    string
 	of      []string // the systems that have it
+	once    bool     // in the last round only
 	measure func(*bench, context.Context, system) (values, error)
 }
 
 // In the order in which they are measured: each for one system after another,
 // so that what changes on the machine meanwhile meets all of them.
 var figures = []figure{
-	{"create", []string{ours, river, gue, raw}, (*bench).measureCreate},
-	{"batch", []string{ours, river, gue, raw}, (*bench).measureBatch},
-	{"drain", []string{ours, river, gue, raw}, (*bench).measureDrain},
-	{"latency", []string{ours, river, gue}, (*bench).measureLatency},
-	{"http", []string{ours}, (*bench).measureHTTP},
-	{"beside", []string{ours}, (*bench).measureBeside},
-	{"tick", []string{ours}, (*bench).measureTick},
-	{"idle", []string{ours}, (*bench).measureIdle},
-	{"memory", []string{ours}, (*bench).measureMemory},
+	{"create", []string{ours, river, gue, raw}, false, (*bench).measureCreate},
+	{"batch", []string{ours, river, gue, raw}, false, (*bench).measureBatch},
+	{"drain", []string{ours, river, gue, raw}, false, (*bench).measureDrain},
+	{"http", []string{ours}, false, (*bench).measureHTTP},
+	{"beside", []string{ours}, false, (*bench).measureBeside},
+	{"latency", []string{ours, river, gue}, false, (*bench).measureLatency},
+	{"tick", []string{ours}, true, (*bench).measureTick},
+	{"idle", []string{ours}, true, (*bench).measureIdle},
+	{"memory", []string{ours}, true, (*bench).measureMemory},
 }
 
 // row is one line of the table.

@@ -26,6 +26,7 @@ type bench struct {
 }
 
 type sizes struct {
+	rounds         int // of all figures but those measured once; the median counts
 	jobs           int // of a drain
 	pendingBeside  int
 	finishedBeside int
@@ -39,11 +40,11 @@ type sizes struct {
 
 var (
 	fullSizes = sizes{
-		jobs: 100_000, pendingBeside: 1_000_000, finishedBeside: 5_000_000, running: 10_000,
-		createFor: 5 * time.Second, latencyFor: 20 * time.Second, idleFor: 20 * time.Second, ticks: 200, longest: 30 * time.Minute,
+		rounds: 3, jobs: 100_000, pendingBeside: 1_000_000, finishedBeside: 5_000_000, running: 10_000,
+		createFor: 5 * time.Second, latencyFor: 10 * time.Second, idleFor: 20 * time.Second, ticks: 200, longest: 30 * time.Minute,
 	}
 	quickSizes = sizes{
-		jobs: 10_000, pendingBeside: 10_000, finishedBeside: 50_000, running: 1_000,
+		rounds: 1, jobs: 10_000, pendingBeside: 10_000, finishedBeside: 50_000, running: 1_000,
 		createFor: time.Second, latencyFor: 2 * time.Second, idleFor: 4 * time.Second, ticks: 20, longest: time.Minute,
 	}
 )
@@ -67,6 +68,7 @@ func run() (err error) {
 	chosen := flag.String("figures", "", "comma-separated `figures`: "+strings.Join(figureNames, ", ")+" (default all)")
 	jobs := flag.Int("jobs", 0, "drain this `number` of jobs (default 100,000)")
 	quick := flag.Bool("quick", false, "small sizes, to see that everything runs; the figures mean little")
+	rounds := flag.Int("rounds", 0, "take the median of this `number` of measurements (default 3)")
 	repeat := flag.Int("repeat", 1, "measure everything this `number` of times, printing a table each time")
 	b := &bench{}
 	flag.StringVar(&b.profileDir, "profile", "", "write a CPU profile of each measurement of this library into the `directory`")
@@ -87,6 +89,9 @@ func run() (err error) {
 	}
 	if *jobs > 0 {
 		b.jobs = *jobs
+	}
+	if *rounds > 0 {
+		b.rounds = *rounds
 	}
 
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -129,19 +134,21 @@ func choose(option, list string, known []string) ([]string, error) {
 func (b *bench) measure(ctx context.Context, wantedFigures, wantedSystems []string) (results, error) {
 	defer b.dropLarge()
 	measured := results{}
-	for _, f := range figures {
-		if !slices.Contains(wantedFigures, f.name) {
-			continue
-		}
-		for _, sys := range systems {
-			if !slices.Contains(f.of, sys.name) || !slices.Contains(wantedSystems, strings.ToLower(sys.name)) {
+	for round := range b.rounds {
+		for _, f := range figures {
+			if !slices.Contains(wantedFigures, f.name) || f.once && round < b.rounds-1 {
 				continue
 			}
-			got, err := b.measureOne(ctx, f, sys)
-			if err != nil {
-				return measured, fmt.Errorf("%s of %s: %w", f.name, sys.name, err)
+			for _, sys := range systems {
+				if !slices.Contains(f.of, sys.name) || !slices.Contains(wantedSystems, strings.ToLower(sys.name)) {
+					continue
+				}
+				got, err := b.measureOne(ctx, f, sys)
+				if err != nil {
+					return measured, fmt.Errorf("%s of %s: %w", f.name, sys.name, err)
+				}
+				measured.add(sys.name, got)
 			}
-			measured.add(sys.name, got)
 		}
 	}
 	return measured, nil
@@ -172,7 +179,7 @@ func (b *bench) describe(ctx context.Context) error {
 	durable, err := scalar[string](ctx, b.server.admin,
 		"SELECT format('fsync %s, synchronous_commit %s, shared_buffers %s, max_wal_size %s', "+
 			"current_setting('fsync'), current_setting('synchronous_commit'), current_setting('shared_buffers'), current_setting('max_wal_size'))")
-	fmt.Printf("%s/%s, %d cores, %s\nPostgres %s on the same machine: %s\npools of %d connections; drains of %s jobs\n",
-		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version(), version, durable, poolSize, number(float64(b.jobs), 0))
+	fmt.Printf("%s/%s, %d cores, %s\nPostgres %s on the same machine: %s\npools of %d connections; drains of %s jobs; medians of %d\n",
+		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version(), version, durable, poolSize, number(float64(b.jobs), 0), b.rounds)
 	return err
 }

@@ -3,21 +3,32 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 )
 
-// results are the values by row and system.
-type results map[row]map[string]float64
+// results are the values by row and system, one of each round.
+type results map[row]map[string][]float64
 
 func (r results) add(system string, v values) {
 	for row, value := range v {
 		if r[row] == nil {
-			r[row] = map[string]float64{}
+			r[row] = map[string][]float64{}
 		}
-		r[row][system] = value
+		r[row][system] = append(r[row][system], value)
 	}
+}
+
+// median is the one that counts; false if there was no measurement.
+func (r results) median(row row, system string) (value float64, ok bool) {
+	sorted := slices.Sorted(slices.Values(r[row][system]))
+	n := len(sorted)
+	if n == 0 {
+		return 0, false
+	}
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2, true
 }
 
 // print writes the results as a table in Markdown.
@@ -63,7 +74,7 @@ func (r results) systems() []string {
 }
 
 func (r results) cell(row row, system string, digits int) string {
-	value, ok := r[row][system]
+	value, ok := r.median(row, system)
 	if !ok {
 		return ""
 	}
@@ -71,8 +82,8 @@ func (r results) cell(row row, system string, digits int) string {
 }
 
 func (r results) ratio(row row, system string) string {
-	value, ok := r[row][ours]
-	other, also := r[row][system]
+	value, ok := r.median(row, ours)
+	other, also := r.median(row, system)
 	if !ok || !also || other == 0 {
 		return ""
 	}
@@ -93,7 +104,7 @@ func (r results) floors(row row) string {
 
 // floor tells a floor and whether it is reached; "" if it was not measured.
 func (r results) floor(f floor) string {
-	value, ok := r[f.row][ours]
+	value, ok := r.median(f.row, ours)
 	unit := ""
 	if f.system != "" || f.against != "" {
 		system, row := ours, f.row
@@ -103,7 +114,7 @@ func (r results) floor(f floor) string {
 		} else {
 			row = f.against
 		}
-		other := r[row][system]
+		other, _ := r.median(row, system)
 		ok = ok && other != 0
 		value /= other
 	}

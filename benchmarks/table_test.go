@@ -11,7 +11,9 @@ func TestTable(t *testing.T) {
 	t.Parallel()
 	measured := results{}
 	measured.add(ours, values{rowDrain: 50_000, rowHTTP: 35_000, rowP99: 1.234, rowIdle: 0.6})
-	measured.add(river, values{rowDrain: 20_000, rowP99: 30})
+	measured.add(river, values{rowDrain: 12_000, rowP99: 30})
+	measured.add(river, values{rowDrain: 90_000, rowP99: 10})
+	measured.add(river, values{rowDrain: 20_000, rowP99: 50})
 	measured.add(raw, values{rowDrain: 100_000})
 	var table strings.Builder
 	require.NoError(t, measured.print(&table))
