@@ -40,6 +40,7 @@ func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
 	defer cancel()
+	defer q.turn.take(ctx)()
 	// Between the claim in the database and the note that we have it, nobody may
 	// conclude that we don't.
 	s.claims.RLock()
@@ -59,6 +60,32 @@ func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int
 	}
 	s.lease.keep(s, jobs)
 	return claimed{jobs, life}, nil
+}
+
+// turn lets the runs of a process claim from a queue one after another: what
+// two claims take at once, each of them has to pass over.
+type turn chan struct{}
+
+// turnWait is how long a claim waits for its turn, lest one that hangs holds up
+// the others. A turn without end is no harm: claims are kept apart in SQL.
+const turnWait = 100 * time.Millisecond
+
+// take waits for the turn and returns what ends it.
+func (t turn) take(ctx context.Context) (end func()) {
+	select {
+	case t <- struct{}{}:
+		return func() { <-t }
+	default:
+	}
+	timer := time.NewTimer(turnWait)
+	defer timer.Stop()
+	select {
+	case t <- struct{}{}:
+		return func() { <-t }
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return func() {}
 }
 
 func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, lease string, n int) ([]*Job, error) {

@@ -62,6 +62,7 @@ type queue struct {
 	QueueConfig
 	name     JobQueue
 	progress [3]progress // by lanesOf
+	turn     turn        // to claim
 	draining atomic.Bool // the resident loop is claiming its jobs
 	unpolled atomic.Bool // a poll left it out because of that
 }
@@ -129,7 +130,7 @@ func newQueue(name JobQueue, config, base QueueConfig) (*queue, error) {
 		return nil, badInput("queues", "queue %q: timeout %s: expected none or a time above zero", name, config.Timeout)
 	}
 	config.SkipFailed = config.SkipFailed || base.SkipFailed
-	return &queue{QueueConfig: config, name: name}, nil
+	return &queue{QueueConfig: config, name: name, turn: make(turn, 1)}, nil
 }
 
 // defaultBackoff grows with the fourth power of the attempt; the tenth up or

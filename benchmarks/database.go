@@ -29,8 +29,10 @@ type server struct {
 	made    int
 }
 
-func startServer(ctx context.Context) (*server, error) {
-	cluster, err := postgres.Start(ctx, postgres.Options{Settings: settings})
+// startServer starts it with its files in a directory; "": the usual one for
+// temporary files.
+func startServer(ctx context.Context, directory string) (*server, error) {
+	cluster, err := postgres.Start(ctx, postgres.Options{Settings: settings, Parent: directory})
 	if err != nil {
 		return nil, err
 	}

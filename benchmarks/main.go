@@ -70,6 +70,7 @@ func run() (err error) {
 	quick := flag.Bool("quick", false, "small sizes, to see that everything runs; the figures mean little")
 	rounds := flag.Int("rounds", 0, "take the median of this `number` of measurements (default 3)")
 	repeat := flag.Int("repeat", 1, "measure everything this `number` of times, printing a table each time")
+	data := flag.String("data", "", "keep the server's files in this `directory` (default the usual one for temporary files)")
 	b := &bench{}
 	flag.StringVar(&b.profileDir, "profile", "", "write a CPU profile of each measurement of this library into the `directory`")
 	flag.BoolVar(&b.statements, "statements", false, "print the statements of this library that took the database longest")
@@ -96,7 +97,7 @@ func run() (err error) {
 
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
-	if b.server, err = startServer(ctx); err != nil {
+	if b.server, err = startServer(ctx, *data); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.server.stop()) }()

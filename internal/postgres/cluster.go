@@ -38,6 +38,10 @@ type Options struct {
 	// package's own. Default none.
 	Settings map[string]string
 
+	// Parent is the directory in which the cluster's own is made; the server's
+	// user must have access. Default the usual one for temporary files.
+	Parent string
+
 	// Log receives the server's log; writes to it are never concurrent.
 	// Default a file postgres.log in the cluster's directory.
 	Log io.Writer
@@ -94,7 +98,10 @@ func create(ctx context.Context, o Options) (_ *Cluster, err error) {
 			_ = c.Stop() // the first error is the one to report
 		}
 	}()
-	if c.dir, err = os.MkdirTemp(owner.tempDir(), "scheduler-pg-"); err != nil {
+	if o.Parent == "" {
+		o.Parent = owner.tempDir()
+	}
+	if c.dir, err = os.MkdirTemp(o.Parent, "scheduler-pg-"); err != nil {
 		return nil, err
 	}
 	if err := owner.own(c.dir); err != nil {
