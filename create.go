@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
@@ -43,9 +44,12 @@ const mostPayload = 1 << 20
 
 // CreateJob stores a job and returns it: it will be run from its RunAt on. If
 // it is due at once, resident processes and workers with wake learn of it.
-// Calls that come together may share a statement and its commit. The error is
-// an *InputError if name or data can't be used (also ErrUnknownJobName or
-// ErrUnknownQueue), and then nothing is stored.
+//
+// Calls that come together may share a statement and its commit; hooks and
+// tracers of the pool see that with a context of its own. The error is an
+// *InputError if name or data can't be used (also ErrUnknownJobName or
+// ErrUnknownQueue), and then nothing is stored. That of a ctx which ended, or of
+// a lost connection, does not tell whether the job was stored.
 func (s *Scheduler) CreateJob(ctx context.Context, name string, data JobData) (*Job, error) {
 	row, err := s.newRow(name, data)
 	if err != nil {
@@ -58,7 +62,7 @@ func (s *Scheduler) CreateJob(ctx context.Context, name string, data JobData) (*
 		job, err = s.createTogether(ctx, &row)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("create job: %w", err)
+		return nil, fmt.Errorf("create job: %w", refusedByPostgres("payload", err))
 	}
 	return job, nil
 }
@@ -69,6 +73,11 @@ func (s *Scheduler) createAlone(ctx context.Context, row *newRow) (*Job, error) 
 	job, dueIn, heard, err := s.insertJob(ctx, s.pool, row, notifies)
 	if notifies {
 		s.notifier.carried(time.Since(began))
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Code == "54000" { // too many notifications: that is not the job's fault
+			notifies = false
+			job, dueIn, heard, err = s.insertJob(ctx, s.pool, row, notifies)
+		}
 	}
 	if err == nil {
 		s.created(job.Queue, dueIn, heard, notifies)
@@ -91,7 +100,7 @@ func (s *Scheduler) CreateJobTx(ctx context.Context, tx pgx.Tx, name string, dat
 		_, err = tx.Exec(ctx, s.sql(notifyCreatedSQL), string(job.Queue), job.RunAt)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("create job: %w", err)
+		return nil, fmt.Errorf("create job: %w", refusedByPostgres("payload", err))
 	}
 	return job, nil
 }
@@ -122,7 +131,7 @@ func (s *Scheduler) insertJob(ctx context.Context, db querier, row *newRow, noti
 		s.lease.own(), notifies, s.channel()).
 		Scan(&job.RunAt, &job.CreatedAt, &dueInUS, &heard, nil, nil)
 	if err != nil {
-		return nil, 0, false, refusedByPostgres("payload", err)
+		return nil, 0, false, err
 	}
 	job.RunAt, job.CreatedAt = job.RunAt.UTC(), job.CreatedAt.UTC()
 	return job, time.Duration(dueInUS) * time.Microsecond, heard, nil
@@ -147,7 +156,7 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 		ids[i] = rows[i].id.String()
 	}
 	if _, err := s.insertJobs(ctx, rows); err != nil {
-		return nil, fmt.Errorf("create jobs: %w", err)
+		return nil, fmt.Errorf("create jobs: %w", refusedByPostgres("payload", err))
 	}
 	return ids, nil
 }
@@ -188,10 +197,7 @@ func (s *Scheduler) insertJobs(ctx context.Context, jobs []newRow) (at time.Time
 			return nil
 		})
 	}
-	if err != nil {
-		return at, refusedByPostgres("payload", err)
-	}
-	return at.UTC(), nil
+	return at.UTC(), err
 }
 
 // newRow is a job as it is stored, checked.

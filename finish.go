@@ -41,37 +41,65 @@ const (
 
 // finisher records outcomes, as many at once as have come together while the
 // ones before were being written. So a single one is written at once, and many
-// share a commit.
+// share a commit. A second writer helps when there are enough for a full batch,
+// or when the first one hangs.
 type finisher struct {
 	mu      sync.Mutex
 	waiting []*outcome
-	writers int
+	began   [mostWriters]time.Time // when each writer's batch was sent; zero: that one rests
+	looks   bool                   // a look at whether a writer hangs is to come
 }
+
+// hangsAfter is how long a batch may take before others do not wait for it.
+const hangsAfter = 200 * time.Millisecond
 
 func (f *finisher) add(s *Scheduler, o *outcome) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.waiting = append(f.waiting, o)
-	start := f.writers == 0 || f.writers < mostWriters && len(f.waiting) >= mostFinished
-	if start {
-		f.writers++
-	}
-	f.mu.Unlock()
-	if start {
+	f.start(s)
+}
+
+// start begins a writer if one is needed for what is waiting. f.mu is held.
+func (f *finisher) start(s *Scheduler) {
+	if i := slices.IndexFunc(f.began[:], time.Time.IsZero); i >= 0 && (len(f.waiting) >= mostFinished || !f.covered(i)) {
+		f.began[i] = time.Now()
 		// Its outcomes keep Shutdown waiting, and so does it.
-		go f.write(s)
+		go f.write(s, i)
+	} else if !f.looks {
+		f.looks = true
+		time.AfterFunc(hangsAfter, func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.looks = false
+			if len(f.waiting) > 0 {
+				f.start(s)
+			}
+		})
 	}
 }
 
-func (f *finisher) write(s *Scheduler) {
+// covered says whether another writer than this one will soon take what waits.
+func (f *finisher) covered(writer int) bool {
+	for i, began := range f.began {
+		if i != writer && !began.IsZero() && time.Since(began) < hangsAfter {
+			return true
+		}
+	}
+	return false
+}
+
+func (f *finisher) write(s *Scheduler, writer int) {
 	for {
 		f.mu.Lock()
 		n := batchOf(f.waiting)
 		full := n == mostFinished || n < len(f.waiting)
-		if n == 0 || f.writers > 1 && !full { // the other one takes them
-			f.writers--
+		if n == 0 || !full && f.covered(writer) {
+			f.began[writer] = time.Time{}
 			f.mu.Unlock()
 			return
 		}
+		f.began[writer] = time.Now()
 		batch := slices.Clone(f.waiting[:n])
 		f.waiting = slices.Delete(f.waiting, 0, n)
 		f.mu.Unlock()

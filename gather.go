@@ -3,16 +3,20 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // gatherer lets creations that come together share a statement and its commit,
 // which is most of what one costs. One that comes alone is sent at once. Those
 // that come while it is on its way wait until it has landed, but no longer than
-// gatherFor, so that none is held up by what holds up another.
+// gatherFor: a statement that hangs holds up those in it only.
 type gatherer struct {
 	mu      sync.Mutex
 	flights int       // statements on their way
@@ -34,6 +38,12 @@ type creation struct {
 	err    error
 	done   chan struct{} // closed when job and err are there
 	flight *flight       // the statement it is in; nil: none yet
+	left   bool          // its caller does not wait any longer
+}
+
+func (c *creation) answer(job *Job, err error) {
+	c.job, c.err = job, err
+	close(c.done)
 }
 
 // flight is a statement on its way for several creations. It ends early when
@@ -84,9 +94,23 @@ func (g *gatherer) send(s *Scheduler) {
 	go func() {
 		defer g.landed(s)
 		defer f.cancel()
+		defer answerAll(batch)
 		s.store(f.ctx, batch)
 		runtime.Gosched() // callers that create again right away come along
 	}()
+}
+
+// answerAll is for what a hook of the pool, which is the service's code, does in
+// place of an answer: a panic or a call of runtime.Goexit.
+func answerAll(batch []*creation) {
+	reason := recover()
+	for _, c := range batch {
+		select {
+		case <-c.done:
+		default:
+			c.answer(nil, fmt.Errorf("a hook or tracer of the pool panicked or called runtime.Goexit: %v", reason))
+		}
+	}
 }
 
 // sendLater is for those that have to wait. g.mu is held.
@@ -131,21 +155,27 @@ func (s *Scheduler) createTogether(ctx context.Context, row *newRow) (*Job, erro
 		g.sendLater(s)
 	}
 	g.mu.Unlock()
+	defer g.leave(c)
 	select {
 	case <-c.done:
 		return c.job, c.err
 	case <-ctx.Done():
-		g.leave(c)
+	}
+	select {
+	case <-c.done: // both at once: then we know
+		return c.job, c.err
+	default:
 		return nil, ctx.Err()
 	}
 }
 
-// leave is for a caller who does not wait any longer: a creation that was not
-// sent yet is not sent at all. Whether one that was sent happens, nobody knows,
-// as with every statement that is broken off.
+// leave is for a caller who waits no longer: a creation that was not sent yet is
+// not sent at all. Whether one that was sent happens, nobody knows, as with
+// every statement that is broken off.
 func (g *gatherer) leave(c *creation) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	c.left = true
 	if c.flight == nil {
 		g.waiting = slices.DeleteFunc(g.waiting, func(other *creation) bool { return other == c })
 		return
@@ -155,29 +185,49 @@ func (g *gatherer) leave(c *creation) {
 	}
 }
 
-// store stores creations in one statement or, if Postgres refuses one of them,
-// each by itself.
+// store stores creations in one statement. If that fails because of one of
+// them, each half is tried by itself.
 func (s *Scheduler) store(ctx context.Context, batch []*creation) {
-	rows := make([]newRow, len(batch))
-	for i, c := range batch {
-		rows[i] = *c.row
+	rows := make([]newRow, 0, len(batch))
+	batch = s.gatherer.awaited(batch)
+	for _, c := range batch {
+		rows = append(rows, *c.row)
+	}
+	if len(rows) == 0 {
+		return
 	}
 	at, err := s.insertJobs(ctx, rows)
-	var input *InputError
-	if len(batch) > 1 && (errors.As(err, &input) || isRefused(err)) {
-		for i := range batch {
-			s.store(ctx, batch[i:i+1])
-		}
+	if half := len(batch) / 2; half > 0 && isOfOneRow(err) {
+		s.store(ctx, batch[:half])
+		s.store(ctx, batch[half:])
 		return
 	}
 	for _, c := range batch {
-		if c.err = err; err == nil {
-			c.job = c.row.job()
-			c.job.CreatedAt, c.job.RunAt = at, at
-			if c.row.runAt != nil {
-				c.job.RunAt = *c.row.runAt
-			}
+		if err != nil {
+			c.answer(nil, err)
+			continue
 		}
-		close(c.done)
+		job := c.row.job()
+		job.CreatedAt, job.RunAt = at, at
+		if c.row.runAt != nil {
+			job.RunAt = *c.row.runAt
+		}
+		c.answer(job, nil)
 	}
+}
+
+// awaited are the creations whose callers still wait.
+func (g *gatherer) awaited(batch []*creation) []*creation {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(batch), func(c *creation) bool { return c.left })
+}
+
+// isOfOneRow: the others may be stored all the same. Beside values that are
+// refused these are what a trigger of the service raises (P0), and conflicts
+// with other transactions (40).
+func isOfOneRow(err error) bool {
+	var pg *pgconn.PgError
+	return isRefused(err) ||
+		errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "P0") || strings.HasPrefix(pg.Code, "40"))
 }

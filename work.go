@@ -66,13 +66,14 @@ func (s *Scheduler) Work(ctx context.Context) error {
 		group.Go(func() { s.keepListening(ctx, wakes) })
 	}
 	s.resident.alarm.in(0)
-	for begin := true; ; begin = false {
+	begun := time.Now()
+	for {
 		select {
 		case <-s.resident.alarm.timer.C:
 			s.resident.alarm.rung()
 			s.poll(ctx, wakes)
 			s.warnOfStrangers(ctx, names...)
-			if !begin { // what has come together until now goes first
+			if time.Since(begun) >= s.config.PollInterval { // what has come together until now goes first
 				s.cleanUpSometimes()
 			}
 		case <-ctx.Done():

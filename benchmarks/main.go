@@ -136,6 +136,11 @@ func (b *bench) measure(ctx context.Context, wantedFigures, wantedSystems []stri
 	defer b.dropLarge()
 	measured := results{}
 	for round := range b.rounds {
+		if b.large != nil {
+			if err := b.vacuum(ctx, b.large); err != nil {
+				return measured, err
+			}
+		}
 		for _, f := range figures {
 			if !slices.Contains(wantedFigures, f.name) || f.once && round < b.rounds-1 {
 				continue

@@ -53,7 +53,8 @@ func (r *riverEngine) create(ctx context.Context, n int) error {
 	return err
 }
 
-// creator is an insert-only client, which has no settings for fetching.
+// creator is an insert-only client as people make it, with River's defaults: the
+// settings of the bench command are those of a client that works.
 func (*riverEngine) creator(pool *pgxpool.Pool) (func(ctx context.Context, n int) error, error) {
 	client, err := riverqueue.NewClient(riverpgxv5.New(pool), &riverqueue.Config{Logger: logger})
 	return (&riverEngine{client}).create, err
