@@ -15,11 +15,11 @@ import (
 )
 
 const claimSQL = `
-SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims
+SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes
 FROM {{schema}}.claim($2::text, $4::bool, $5::bool, $3::text[], $1::text::uuid, $6::int, $7::timestamptz)`
 
 const claimBlockingSQL = `
-SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims
+SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes
 FROM {{schema}}.claim_blocking($2::text, $4::bool, $3::text[], $1::text::uuid)`
 
 // claimTimeout bounds a claim. It has no other deadline: a claim that is cut
@@ -173,10 +173,10 @@ func scanClaimed(rows pgx.Rows, q *queue) ([]*Job, error) {
 	for rows.Next() {
 		job := &Job{Queue: q.name, Status: JobStatusRunning, Errors: []JobError{}, claimedAt: now}
 		var startedAt time.Time
-		var failures []byte
+		var failures, attributes []byte
 		var timeoutMS int64
 		err := rows.Scan(&job.key, &job.Name, (*[]byte)(&job.Payload), &job.RunAt, &job.CreatedAt, &startedAt,
-			&job.Attempt, &job.MaxAttempts, &failures, &timeoutMS, &job.claims)
+			&job.Attempt, &job.MaxAttempts, &failures, &timeoutMS, &job.claims, &attributes)
 		if err != nil {
 			return nil, err
 		}
@@ -187,6 +187,7 @@ func scanClaimed(rows pgx.Rows, q *queue) ([]*Job, error) {
 		if job.setErrors(failures) != nil { // by hand; no reason not to run it
 			job.Errors = []JobError{}
 		}
+		_ = job.setAttributes(attributes) // if not, then by hand: no reason not to run it
 		jobs = append(jobs, job)
 	}
 	slices.SortFunc(jobs, func(a, b *Job) int {

@@ -31,6 +31,16 @@ type JobData struct {
 	// Timeout ends the handler's context when one attempt takes longer, in
 	// whole milliseconds. Defaults to what the queue says.
 	Timeout time.Duration
+	// Owner is whose job it is, such as a user or a tenant, at most 256 bytes.
+	// Defaults to nobody.
+	Owner string
+	// Tags are what the job is found by beside its owner, at most 32 of at most
+	// 256 bytes each. Defaults to none.
+	Tags []string
+	// Metadata is what else is to be known about the job and no matter of its
+	// handler, marshalled as Payload is, to a JSON object of at most 16 KiB.
+	// Defaults to none.
+	Metadata any
 }
 
 // NewJob is one job of a batch.
@@ -112,8 +122,8 @@ type querier interface {
 // insertJobSQL asks for a wake of the queue's workers in the same statement, as
 // insertJobsSQL does, and notifies resident processes if it is told to.
 const insertJobSQL = `
-INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms)
-VALUES ($1::uuid, $2::text, $3::text, $4::text::jsonb, coalesce($5::timestamptz, now()), $6::int, $7::bigint)
+INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes)
+VALUES ($1::uuid, $2::text, $3::text, $4::text::jsonb, coalesce($5::timestamptz, now()), $6::int, $7::bigint, $11::text::jsonb)
 RETURNING run_at, created_at, (extract(epoch FROM run_at - now()) * 1000000)::bigint,
     EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid),
     CASE WHEN run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = $3::text)
@@ -128,7 +138,7 @@ func (s *Scheduler) insertJob(ctx context.Context, db querier, row *newRow, noti
 	job = row.job()
 	var dueInUS int64
 	err = db.QueryRow(ctx, s.sql(insertJobSQL), row.key(), row.name, row.queue, row.payload, row.runAt, row.maxAttempts, row.timeoutMS,
-		s.lease.own(), notifies, s.channel()).
+		s.lease.own(), notifies, s.channel(), row.attributes).
 		Scan(&job.RunAt, &job.CreatedAt, &dueInUS, &heard, nil, nil)
 	if err != nil {
 		return nil, 0, false, err
@@ -163,10 +173,10 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 
 const insertJobsSQL = `
 WITH created AS (
-    INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms)
-    SELECT n.id, n.name, n.queue, n.payload::jsonb, coalesce(n.run_at, now()), n.max_attempts, n.timeout_ms
-    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[])
-        AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms)
+    INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes)
+    SELECT n.id, n.name, n.queue, n.payload::jsonb, coalesce(n.run_at, now()), n.max_attempts, n.timeout_ms, n.attributes::jsonb
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[], $9::text[])
+        AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes)
     RETURNING queue, run_at
 )
 SELECT queue, (extract(epoch FROM min(run_at) - now()) * 1000000)::bigint, now(),
@@ -182,12 +192,14 @@ func (s *Scheduler) insertJobs(ctx context.Context, jobs []newRow) (at time.Time
 	keys := make([]pgtype.UUID, n)
 	names, queues, payloads := make([]string, n), make([]string, n), make([]string, n)
 	runAts, maxAttempts, timeouts := make([]*time.Time, n), make([]int32, n), make([]*int64, n)
+	attributes := make([]*string, n)
 	for i := range jobs {
 		row := &jobs[i]
 		keys[i], names[i], queues[i], payloads[i] = row.key(), row.name, row.queue, row.payload
 		runAts[i], maxAttempts[i], timeouts[i] = row.runAt, row.maxAttempts, row.timeoutMS
+		attributes[i] = row.attributes
 	}
-	rows, err := s.pool.Query(ctx, s.sql(insertJobsSQL), keys, names, queues, payloads, runAts, maxAttempts, timeouts, s.lease.own())
+	rows, err := s.pool.Query(ctx, s.sql(insertJobsSQL), keys, names, queues, payloads, runAts, maxAttempts, timeouts, s.lease.own(), attributes)
 	if err == nil {
 		var queue JobQueue
 		var dueInUS int64
@@ -208,7 +220,8 @@ type newRow struct {
 	payload     string
 	runAt       *time.Time // nil: now
 	maxAttempts int32
-	timeoutMS   *int64 // nil: what the queue says
+	timeoutMS   *int64  // nil: what the queue says
+	attributes  *string // JSON; nil: none
 }
 
 func (r *newRow) key() pgtype.UUID { return pgtype.UUID{Bytes: r.id, Valid: true} }
@@ -221,6 +234,11 @@ func (r *newRow) job() *Job {
 	}
 	if r.timeoutMS != nil {
 		job.Timeout = time.Duration(*r.timeoutMS) * time.Millisecond
+	}
+	if r.attributes == nil {
+		job.Tags = []string{}
+	} else {
+		_ = job.setAttributes([]byte(*r.attributes)) // we have just written it
 	}
 	return job
 }
@@ -256,6 +274,9 @@ func (s *Scheduler) newRow(name string, data JobData) (row newRow, err error) {
 	if data.Timeout > 0 {
 		ms := data.Timeout.Milliseconds()
 		row.timeoutMS = &ms
+	}
+	if row.attributes, err = encodeAttributes(data); err != nil {
+		return row, err
 	}
 	if row.payload, err = encodeJSON(data.Payload); err != nil {
 		return row, &InputError{"payload", err}

@@ -156,7 +156,7 @@ func TestHTTPCreatesAJobAndShowsIt(t *testing.T) {
 		"id": id, "name": "succeed", "queue": "blocking", "status": "pending",
 		"payload": map[string]any{"n": []any{1.0, nil}}, "result": nil,
 		"run_at": "2030-01-31T09:30:00Z", "created_at": job["created_at"], "started_at": nil, "finished_at": nil,
-		"attempt": 0.0, "max_attempts": 10.0, "errors": []any{},
+		"attempt": 0.0, "max_attempts": 10.0, "errors": []any{}, "owner": "", "tags": []any{}, "metadata": nil,
 	}, job)
 	requireSameJSON(t, job["payload"], mustGet(t, w.Scheduler, id).Payload)
 }
@@ -295,7 +295,7 @@ func TestHTTPRefusesFieldsThatCannotBeUsed(t *testing.T) {
 		{`{"name": "succeed", "payload": "` + strings.Repeat("a", 1<<20-1) + `"}`, "payload", []string{"1048577 bytes", "at most 1048576"}},
 		{`{"name": "succeed", "delay": 5}`, "delay", []string{"unknown field", "name, run_at, payload, queue"}},
 		{`{"name": "succeed", "Queue": "default"}`, "Queue", []string{"unknown field"}},
-		{`{"name": "succeed", "max_attempts": 1}`, "max_attempts", []string{"unknown field"}},
+		{`{"name": "succeed", "prio": 1}`, "prio", []string{"unknown field"}},
 		{`{"name": "succeed", "` + long + `": 1}`, long[:64], []string{"unknown field"}},
 	} {
 		w.call(t, "POST", "/api/jobs", test.body).requireProblem(t, http.StatusUnprocessableEntity, test.field, test.names...)

@@ -44,6 +44,9 @@ type Job struct {
 	MaxAttempts int             `json:"max_attempts"`
 	Errors      []JobError      `json:"errors"` // newest last; the newest 20 are kept
 	Timeout     time.Duration   `json:"-"`      // of one attempt; 0: what the queue says
+	Owner       string          `json:"owner"`  // "": nobody
+	Tags        []string        `json:"tags"`
+	Metadata    json.RawMessage `json:"metadata"` // nil: none
 
 	key       pgtype.UUID // the id as the database takes it
 	claims    int32       // which claim of the row this is: the fence of every write
@@ -83,7 +86,7 @@ func isBadData(code string) bool { return len(code) == 5 && (code[:2] == "22" ||
 
 const getJobSQL = `
 SELECT id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
-    attempt, max_attempts, errors, coalesce(timeout_ms, 0)
+    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes
 FROM {{schema}}.jobs WHERE id = $1::text::uuid`
 
 // GetJob returns the job with this id, in any letter case. The error is
@@ -105,10 +108,10 @@ func (s *Scheduler) GetJob(ctx context.Context, id string) (*Job, error) {
 
 // scan reads the columns of getJobSQL.
 func (j *Job) scan(row pgx.Row) error {
-	var failures []byte
+	var failures, attributes []byte
 	var timeoutMS int64
 	err := row.Scan(&j.ID, &j.Name, &j.Queue, &j.Status, (*[]byte)(&j.Payload), (*[]byte)(&j.Result), &j.RunAt, &j.CreatedAt,
-		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS)
+		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes)
 	if err != nil {
 		return err
 	}
@@ -118,6 +121,9 @@ func (j *Job) scan(row pgx.Row) error {
 		if at != nil {
 			*at = at.UTC()
 		}
+	}
+	if err := j.setAttributes(attributes); err != nil {
+		return err
 	}
 	return j.setErrors(failures)
 }

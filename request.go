@@ -16,7 +16,7 @@ import (
 const mostBody = mostPayload + 64<<10
 
 // jobFields are the fields of a creation's body.
-var jobFields = []string{"name", "run_at", "payload", "queue"}
+var jobFields = []string{"name", "run_at", "payload", "queue", "max_attempts", "timeout", "owner", "tags", "metadata"}
 
 // readJob reads the body of a creation. A body that is no JSON object is a 400,
 // or a 413 if it is too large; a field that can't be used an *InputError.
@@ -41,10 +41,22 @@ func readJob(w http.ResponseWriter, r *http.Request) (name string, data JobData,
 			return "", data, badInput(field[:min(len(field), 64)], "unknown field: expected %s", strings.Join(jobFields, ", "))
 		}
 	}
-	var queue, runAt string
-	for field, text := range map[string]*string{"name": &name, "queue": &queue, "run_at": &runAt} {
-		if value := fields[field]; !isNull(value) && json.Unmarshal(value, text) != nil {
-			return "", data, badInput(field, "%s: expected a string", shown(string(value)))
+	var queue, runAt, timeout string
+	for field, want := range map[string]struct {
+		value any
+		shape string
+	}{
+		"name": {&name, "a string"}, "queue": {&queue, "a string"}, "run_at": {&runAt, "a string"},
+		"max_attempts": {&data.MaxAttempts, "a whole number"}, "timeout": {&timeout, `a string such as "90s"`},
+		"owner": {&data.Owner, "a string"}, "tags": {&data.Tags, "an array of strings"},
+	} {
+		if value := fields[field]; !isNull(value) && json.Unmarshal(value, want.value) != nil {
+			return "", data, badInput(field, "%s: expected %s", shown(string(value)), want.shape)
+		}
+	}
+	if timeout != "" {
+		if data.Timeout, err = time.ParseDuration(timeout); err != nil {
+			return "", data, badInput("timeout", `%s: expected a duration such as "90s"`, shown(timeout))
 		}
 	}
 	if runAt != "" {
@@ -57,6 +69,9 @@ func readJob(w http.ResponseWriter, r *http.Request) (name string, data JobData,
 	data.Queue = JobQueue(queue)
 	if payload := fields["payload"]; payload != nil {
 		data.Payload = payload
+	}
+	if metadata := fields["metadata"]; !isNull(metadata) {
+		data.Metadata = metadata
 	}
 	return name, data, nil
 }

@@ -39,6 +39,7 @@ CREATE TABLE {{schema}}.jobs (
     payload      jsonb                   NOT NULL DEFAULT 'null',
     result       jsonb,
     errors       {{schema}}.job_errors,                      -- [{attempt, at, error}], newest last, NULL when none
+    attributes   jsonb,                                      -- {owner, tags, metadata, …}, what is searched by; NULL when none
 
     CONSTRAINT jobs_waits_in_lane CHECK (
         lane IS NOT DISTINCT FROM CASE status WHEN 'pending' THEN 0 WHEN 'failed' THEN 1 WHEN 'running' THEN lane END),
@@ -65,6 +66,10 @@ CREATE TABLE {{schema}}.jobs (
 -- claims pass over it. Jobs that run for longer are moved to lane 2, out of
 -- their way (see settle). NULL is finished.
 CREATE INDEX jobs_live ON {{schema}}.jobs (queue, lane, run_at, id) WHERE lane IS NOT NULL;
+
+-- By whom a job is owned, its tags and its metadata are found by containment:
+-- attributes @> '{"tags": ["a"]}'. Jobs without any are not in here.
+CREATE INDEX jobs_attributes ON {{schema}}.jobs USING gin (attributes jsonb_path_ops) WHERE attributes IS NOT NULL;
 
 -- One row for each process that holds or may claim jobs. Renewing it renews
 -- everything the process runs in one write.
@@ -104,7 +109,8 @@ $$;
 
 -- Creates a job as CreateJob does in Go, and returns its id.
 CREATE FUNCTION {{schema}}.create_job(
-    name text, run_at timestamptz DEFAULT now(), payload jsonb DEFAULT 'null', queue text DEFAULT 'default'
+    name text, run_at timestamptz DEFAULT now(), payload jsonb DEFAULT 'null', queue text DEFAULT 'default',
+    owner text DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL
 ) RETURNS uuid
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
@@ -135,13 +141,39 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
 
-    INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts)
-    VALUES (v_id, create_job.name, v_queue, coalesce(create_job.payload, 'null'), v_run_at, v_attempts);
+    INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, attributes)
+    VALUES (v_id, create_job.name, v_queue, coalesce(create_job.payload, 'null'), v_run_at, v_attempts,
+        {{schema}}.job_attributes(create_job.owner, create_job.tags, create_job.metadata));
     PERFORM {{schema}}.notify_created(v_queue, v_run_at);
     IF v_run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = v_queue) THEN
         PERFORM {{schema}}.wake_workers(v_queue);
     END IF;
     RETURN v_id;
+END
+$$;
+
+-- What is stored of a job's owner, tags and metadata: NULL if it has none.
+CREATE FUNCTION {{schema}}.job_attributes(owner text, tags text[], metadata jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = '' AS $$
+BEGIN
+    IF octet_length(job_attributes.owner) > 256 THEN
+        RAISE EXCEPTION 'create_job: owner has % bytes: expected at most 256', octet_length(job_attributes.owner)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF cardinality(job_attributes.tags) > 32 OR EXISTS (
+        SELECT FROM unnest(job_attributes.tags) AS t (tag) WHERE t.tag IS NULL OR octet_length(t.tag) NOT BETWEEN 1 AND 256)
+    THEN
+        RAISE EXCEPTION 'create_job: tags %: expected at most 32 of 1 to 256 bytes each', quote_literal(left(job_attributes.tags::text, 64))
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF jsonb_typeof(job_attributes.metadata) NOT IN ('object', 'null') OR octet_length(job_attributes.metadata::text) > 16384 THEN
+        RAISE EXCEPTION 'create_job: metadata %: expected a JSON object of at most 16384 bytes', quote_literal(left(job_attributes.metadata::text, 64))
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN nullif(jsonb_strip_nulls(jsonb_build_object('owner', nullif(job_attributes.owner, ''),
+            'tags', CASE WHEN cardinality(job_attributes.tags) > 0 THEN to_jsonb(job_attributes.tags) END))
+        || CASE jsonb_typeof(job_attributes.metadata)
+            WHEN 'object' THEN jsonb_build_object('metadata', job_attributes.metadata) ELSE '{}' END, '{}');
 END
 $$;
 

@@ -16,7 +16,7 @@
 -- nothing is claimed under a lease that has run out.
 CREATE FUNCTION {{schema}}.claim(queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, since timestamptz)
 RETURNS TABLE (id uuid, name {{schema}}.job_name, payload jsonb, run_at {{schema}}.job_time, created_at {{schema}}.job_time,
-    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer)
+    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb)
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 BEGIN
@@ -42,7 +42,7 @@ BEGIN
             SELECT due.row FROM (SELECT * FROM pending UNION ALL SELECT * FROM failed) AS due
             ORDER BY due.run_at, due.id LIMIT claim.n))
         RETURNING j.id, j.name, j.payload, j.run_at, j.created_at, j.started_at,
-            j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims;
+            j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims, j.attributes;
 END
 $$;
 
@@ -246,7 +246,7 @@ $$;
 -- queue, and that survives every crash.
 CREATE FUNCTION {{schema}}.claim_blocking(queue text, skip_failed boolean, names text[], lease uuid)
 RETURNS TABLE (id uuid, name {{schema}}.job_name, payload jsonb, run_at {{schema}}.job_time, created_at {{schema}}.job_time,
-    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer)
+    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb)
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 #variable_conflict use_column
 DECLARE
@@ -279,7 +279,7 @@ BEGIN
     IF FOUND THEN
         UPDATE {{schema}}.queues q SET head = v_job.id WHERE q.name = claim_blocking.queue;
         RETURN QUERY SELECT v_job.id, v_job.name, v_job.payload, v_job.run_at, v_job.created_at, v_job.started_at,
-            v_job.attempt, v_job.max_attempts, v_job.errors, v_job.timeout_ms, v_job.claims;
+            v_job.attempt, v_job.max_attempts, v_job.errors, v_job.timeout_ms, v_job.claims, v_job.attributes;
     END IF;
 END
 $$;
