@@ -11,9 +11,10 @@ import (
 // attributes are what a job may have and most jobs have not: they share one
 // column, which is empty then.
 type attributes struct {
-	Owner    string          `json:"owner,omitempty"`
-	Tags     []string        `json:"tags,omitempty"`
-	Metadata json.RawMessage `json:"metadata,omitempty"`
+	Owner     string          `json:"owner,omitempty"`
+	Tags      []string        `json:"tags,omitempty"`
+	Metadata  json.RawMessage `json:"metadata,omitempty"`
+	UniqueKey string          `json:"unique_key,omitempty"`
 }
 
 const (
@@ -26,10 +27,10 @@ const (
 // encodeAttributes checks the attributes of a new job and makes JSON of them;
 // nil if it has none.
 func encodeAttributes(data JobData) (*string, error) {
-	if data.Owner == "" && len(data.Tags) == 0 && data.Metadata == nil {
+	if data.Owner == "" && len(data.Tags) == 0 && data.Metadata == nil && data.UniqueKey == "" {
 		return nil, nil
 	}
-	a := attributes{Owner: data.Owner, Tags: data.Tags}
+	a := attributes{Owner: data.Owner, Tags: data.Tags, UniqueKey: data.UniqueKey}
 	if err := checkText(data.Owner, mostOwner); err != nil {
 		return nil, &InputError{"owner", err}
 	}
@@ -93,7 +94,7 @@ func (j *Job) setAttributes(text []byte) error {
 	if err := json.Unmarshal(text, &a); err != nil {
 		return fmt.Errorf("attributes of job %s: %w", j.ID, err)
 	}
-	j.Owner, j.Metadata = a.Owner, a.Metadata
+	j.Owner, j.Metadata, j.UniqueKey = a.Owner, a.Metadata, a.UniqueKey
 	if a.Tags != nil {
 		j.Tags = a.Tags
 	}

@@ -41,6 +41,20 @@ type JobData struct {
 	// handler, marshalled as Payload is, to a JSON object of at most 16 KiB.
 	// Defaults to none.
 	Metadata any
+	// UniqueKey makes the job unique, with its name, over all queues: while a
+	// job of this name and key is not finished, creating it again returns that
+	// job, with Job.Duplicate, in place of a new one. At most 256 bytes. A
+	// creation waits for a transaction that has created the same and is still
+	// open. Defaults to "", not unique.
+	UniqueKey string
+	// UniqueFor is how long after its creation a job with this UniqueKey is
+	// returned also when it is finished, as far as it is still there (see
+	// Config.KeepFinished). In microseconds, at most 366 days. Defaults to 0:
+	// only while it is not finished.
+	UniqueFor time.Duration
+	// OnDuplicate says what becomes of the job with this UniqueKey that is
+	// there. Defaults to DuplicateKeep.
+	OnDuplicate DuplicatePolicy
 }
 
 // NewJob is one job of a batch.
@@ -66,9 +80,14 @@ func (s *Scheduler) CreateJob(ctx context.Context, name string, data JobData) (*
 		return nil, fmt.Errorf("create job: %w", err)
 	}
 	var job *Job
-	if s.gatherer.alone() {
+	switch {
+	case row.unique != nil:
+		var f found
+		f, err = s.createUnique(ctx, &row, nil)
+		job = f.job
+	case s.gatherer.alone():
 		job, err = s.createAlone(ctx, &row)
-	} else {
+	default:
 		job, err = s.createTogether(ctx, &row)
 	}
 	if err != nil {
@@ -99,20 +118,32 @@ const notifyCreatedSQL = `SELECT {{schema}}.notify_created($1::text, $2::timesta
 
 // CreateJobTx is CreateJob inside the caller's transaction: the job exists
 // when, and only when, that commits.
+//
+// One with a UniqueKey holds the key until then: others who create it wait.
+// Transactions that create several of them in different orders may deadlock,
+// which Postgres ends with an error (SQLSTATE 40P01). In a transaction of
+// REPEATABLE READ or SERIALIZABLE, a key that was taken by somebody else since
+// the transaction began is a serialization error (40001), as any row would be.
+// Both are a *pgconn.PgError, and the transaction is to be tried again.
 func (s *Scheduler) CreateJobTx(ctx context.Context, tx pgx.Tx, name string, data JobData) (*Job, error) {
 	row, err := s.newRow(name, data)
 	if err != nil {
 		return nil, fmt.Errorf("create job: %w", err)
 	}
-	job, _, heard, err := s.insertJob(ctx, tx, &row, false)
-	if err == nil && (heard || s.lease.own() != nil) {
+	f := found{changed: true}
+	if row.unique != nil {
+		f, err = s.insertUnique(ctx, tx, &row, nil)
+	} else {
+		f.job, _, f.heard, err = s.insertJob(ctx, tx, &row, false)
+	}
+	if err == nil && f.changed && (f.heard || s.lease.own() != nil) {
 		// Sent when tx commits, also to this process.
-		_, err = tx.Exec(ctx, s.sql(notifyCreatedSQL), string(job.Queue), job.RunAt)
+		_, err = tx.Exec(ctx, s.sql(notifyCreatedSQL), string(f.job.Queue), f.job.RunAt)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("create job: %w", refusedByPostgres("payload", err))
 	}
-	return job, nil
+	return f.job, nil
 }
 
 type querier interface {
@@ -148,13 +179,15 @@ func (s *Scheduler) insertJob(ctx context.Context, db querier, row *newRow, noti
 }
 
 // CreateJobs stores all jobs or, if one of them is refused, none, and returns
-// their ids in the same order. The error is that of CreateJob; the field says
-// which job it was, as in "jobs[3].queue".
+// their ids in the same order. In the place of one whose UniqueKey is taken, also
+// by another one of the batch, is the id of the job that there is. The error is
+// that of CreateJob; the field says which job it was, as in "jobs[3].queue".
 func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string, err error) {
 	if len(jobs) == 0 {
 		return []string{}, nil
 	}
 	rows, ids := make([]newRow, len(jobs)), make([]string, len(jobs))
+	unique := false
 	for i, job := range jobs {
 		if rows[i], err = s.newRow(job.Name, job.JobData); err != nil {
 			var input *InputError
@@ -164,8 +197,14 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 			return nil, fmt.Errorf("create jobs: %w", err)
 		}
 		ids[i] = rows[i].id.String()
+		unique = unique || rows[i].unique != nil
 	}
-	if _, err := s.insertJobs(ctx, rows); err != nil {
+	if unique {
+		ids, err = s.insertUniqueJobs(ctx, rows)
+	} else {
+		_, err = s.insertJobs(ctx, rows)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("create jobs: %w", refusedByPostgres("payload", err))
 	}
 	return ids, nil
@@ -175,12 +214,12 @@ const insertJobsSQL = `
 WITH created AS (
     INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes)
     SELECT n.id, n.name, n.queue, n.payload::jsonb, coalesce(n.run_at, now()), n.max_attempts, n.timeout_ms, n.attributes::jsonb
-    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[], $9::text[])
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[], $8::text[])
         AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes)
     RETURNING queue, run_at
 )
 SELECT queue, (extract(epoch FROM min(run_at) - now()) * 1000000)::bigint, now(),
-    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid),
+    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $9::text::uuid),
     CASE WHEN min(run_at) <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = created.queue)
         THEN {{schema}}.wake_workers(queue) END
 FROM created GROUP BY queue`
@@ -188,18 +227,7 @@ FROM created GROUP BY queue`
 // insertJobs stores all jobs or none, and tells of them. at is when they were
 // created.
 func (s *Scheduler) insertJobs(ctx context.Context, jobs []newRow) (at time.Time, err error) {
-	n := len(jobs)
-	keys := make([]pgtype.UUID, n)
-	names, queues, payloads := make([]string, n), make([]string, n), make([]string, n)
-	runAts, maxAttempts, timeouts := make([]*time.Time, n), make([]int32, n), make([]*int64, n)
-	attributes := make([]*string, n)
-	for i := range jobs {
-		row := &jobs[i]
-		keys[i], names[i], queues[i], payloads[i] = row.key(), row.name, row.queue, row.payload
-		runAts[i], maxAttempts[i], timeouts[i] = row.runAt, row.maxAttempts, row.timeoutMS
-		attributes[i] = row.attributes
-	}
-	rows, err := s.pool.Query(ctx, s.sql(insertJobsSQL), keys, names, queues, payloads, runAts, maxAttempts, timeouts, s.lease.own(), attributes)
+	rows, err := s.pool.Query(ctx, s.sql(insertJobsSQL), append(columnsOf(jobs), s.lease.own())...)
 	if err == nil {
 		var queue JobQueue
 		var dueInUS int64
@@ -212,6 +240,22 @@ func (s *Scheduler) insertJobs(ctx context.Context, jobs []newRow) (at time.Time
 	return at.UTC(), err
 }
 
+// columnsOf are the jobs column by column, as unnest takes them.
+func columnsOf(jobs []newRow) []any {
+	n := len(jobs)
+	keys := make([]pgtype.UUID, n)
+	names, queues, payloads := make([]string, n), make([]string, n), make([]string, n)
+	runAts, maxAttempts, timeouts := make([]*time.Time, n), make([]int32, n), make([]*int64, n)
+	attributes := make([]*string, n)
+	for i := range jobs {
+		row := &jobs[i]
+		keys[i], names[i], queues[i], payloads[i] = row.key(), row.name, row.queue, row.payload
+		runAts[i], maxAttempts[i], timeouts[i] = row.runAt, row.maxAttempts, row.timeoutMS
+		attributes[i] = row.attributes
+	}
+	return []any{keys, names, queues, payloads, runAts, maxAttempts, timeouts, attributes}
+}
+
 // newRow is a job as it is stored, checked.
 type newRow struct {
 	id          uuid.UUID
@@ -220,8 +264,9 @@ type newRow struct {
 	payload     string
 	runAt       *time.Time // nil: now
 	maxAttempts int32
-	timeoutMS   *int64  // nil: what the queue says
-	attributes  *string // JSON; nil: none
+	timeoutMS   *int64      // nil: what the queue says
+	attributes  *string     // JSON; nil: none
+	unique      *uniqueness // nil: it is not
 }
 
 func (r *newRow) key() pgtype.UUID { return pgtype.UUID{Bytes: r.id, Valid: true} }
@@ -274,6 +319,9 @@ func (s *Scheduler) newRow(name string, data JobData) (row newRow, err error) {
 	if data.Timeout > 0 {
 		ms := data.Timeout.Milliseconds()
 		row.timeoutMS = &ms
+	}
+	if row.unique, inputErr = uniquenessOf(data); inputErr != nil {
+		return row, inputErr
 	}
 	if row.attributes, err = encodeAttributes(data); err != nil {
 		return row, err

@@ -22,6 +22,12 @@ import (
 //	POST /api/jobs                                   creates a job, see CreateJob
 //	GET  /api/jobs/{id}                              one job, see GetJob
 //
+// A creation answers 201 with the job, or 200 with the one that is there if its
+// unique_key is taken. With the header Idempotency-Key, of 1 to 256 characters,
+// it can be sent again: for 24 hours, the same key with the same body answers
+// 200 with the job of the first time, finished or not, as far as that is kept
+// (see Config.KeepFinished); with another body, 409.
+//
 // Every call needs "Authorization: Bearer <token>" with one of Config.Tokens;
 // Config.Authorize may decide in place of it for creating and reading.
 //
@@ -177,22 +183,43 @@ func (s *Scheduler) serveGet(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Scheduler) serveCreate(w http.ResponseWriter, r *http.Request) {
-	name, data, err := readJob(w, r)
-	if err != nil {
-		writeError(w, r, s, err)
-		return
-	}
-	// Once it is sent, a creation is not to be cut off half-way by a client that
-	// hangs up: it would not know whether there is a job.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), claimTimeout)
-	defer cancel()
-	job, err := s.CreateJob(ctx, name, data)
+	job, err := s.createAsAsked(w, r)
 	if err != nil {
 		writeError(w, r, s, err)
 		return
 	}
 	w.Header().Set("Location", s.base()+"/"+job.ID)
-	writeJSON(w, http.StatusCreated, job)
+	status := http.StatusCreated
+	if job.Duplicate {
+		status = http.StatusOK
+	}
+	writeJSON(w, status, job)
+}
+
+func (s *Scheduler) createAsAsked(w http.ResponseWriter, r *http.Request) (*Job, error) {
+	request, err := keyedRequestOf(r.Header)
+	if err != nil {
+		return nil, err
+	}
+	body, err := readBody(w, r)
+	if err != nil {
+		return nil, err
+	}
+	name, data, err := readJob(body)
+	if err != nil {
+		return nil, err
+	}
+	// Once it is sent, a creation is not to be cut off half-way by a client that
+	// hangs up: it would not know whether there is a job.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), claimTimeout)
+	defer cancel()
+	if request == nil {
+		return s.CreateJob(ctx, name, data)
+	}
+	if err := request.setDigest(body, data); err != nil {
+		return nil, err
+	}
+	return s.createFrom(ctx, request, name, data)
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) {

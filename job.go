@@ -46,7 +46,9 @@ type Job struct {
 	Timeout     time.Duration   `json:"-"`      // of one attempt; 0: what the queue says
 	Owner       string          `json:"owner"`  // "": nobody
 	Tags        []string        `json:"tags"`
-	Metadata    json.RawMessage `json:"metadata"` // nil: none
+	Metadata    json.RawMessage `json:"metadata"`            // nil: none
+	UniqueKey   string          `json:"unique_key"`          // "": not unique
+	Duplicate   bool            `json:"duplicate,omitempty"` // it was there already when it was to be created; only said by creations
 
 	key       pgtype.UUID // the id as the database takes it
 	claims    int32       // which claim of the row this is: the fence of every write
@@ -84,9 +86,12 @@ func explained(err error) error {
 // isBadData: class 22 is "data exception"; 54xxx a value beyond a limit.
 func isBadData(code string) bool { return len(code) == 5 && (code[:2] == "22" || code[:2] == "54") }
 
+// jobColumns are what scan reads of a row of jobs.
+const jobColumns = `id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
+    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes`
+
 const getJobSQL = `
-SELECT id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
-    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes
+SELECT ` + jobColumns + `
 FROM {{schema}}.jobs WHERE id = $1::text::uuid`
 
 // GetJob returns the job with this id, in any letter case. The error is
@@ -106,12 +111,13 @@ func (s *Scheduler) GetJob(ctx context.Context, id string) (*Job, error) {
 	return job, nil
 }
 
-// scan reads the columns of getJobSQL.
-func (j *Job) scan(row pgx.Row) error {
+// scan reads jobColumns, and more that come after them.
+func (j *Job) scan(row pgx.Row, more ...any) error {
 	var failures, attributes []byte
 	var timeoutMS int64
-	err := row.Scan(&j.ID, &j.Name, &j.Queue, &j.Status, (*[]byte)(&j.Payload), (*[]byte)(&j.Result), &j.RunAt, &j.CreatedAt,
-		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes)
+	columns := []any{&j.ID, &j.Name, &j.Queue, &j.Status, (*[]byte)(&j.Payload), (*[]byte)(&j.Result), &j.RunAt, &j.CreatedAt,
+		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes}
+	err := row.Scan(append(columns, more...)...)
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,16 @@ func (p *planTest) createJob(t *testing.T) { mustCreate(t, p.Scheduler, "short",
 
 func (p *planTest) createJobs(t *testing.T) { mustCreateMany(t, p.Scheduler, 100, "short", tomorrow()) }
 
+// createUnique creates a job that is new, kept, and replaced.
+func (p *planTest) createUnique(t *testing.T) {
+	data := tomorrow()
+	data.UniqueKey, data.UniqueFor = unique(), time.Hour
+	job := mustCreate(t, p.Scheduler, "short", data)
+	require.True(t, mustCreate(t, p.Scheduler, "short", data).Duplicate)
+	data.OnDuplicate = scheduler.DuplicateReplace
+	require.Equal(t, []string{job.ID, job.ID}, mustCreateMany(t, p.Scheduler, 2, "short", data))
+}
+
 func tomorrow() scheduler.JobData {
 	return scheduler.JobData{Queue: "quiet", RunAt: time.Now().Add(24 * time.Hour)}
 }

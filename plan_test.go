@@ -55,6 +55,7 @@ var operations = []struct {
 	{"create jobs", (*planTest).createJobs, "unnest", none, 0, 0},
 	{"create a job in a transaction", (*planTest).createJobTx, "notify_created(", none, 0, 0},
 	{"create a job in SQL", (*planTest).createJobInSQL, "create_job(", none, 0, 0},
+	{"create a unique job", (*planTest).createUnique, "create_unique(", byID, 8, 60},
 	{"read a job", (*planTest).readJob, "WHERE id =", byID, 1, 10},
 	{"run with nothing due", (*planTest).runNothingDue, "claim(", byLive, 20, 60},
 	{"run ten jobs", (*planTest).runTen, "finish(", either, 60, 300},
@@ -80,17 +81,18 @@ var exceptions = []struct {
 	part string // of the statement
 	rows int    // how many rows of jobs it reads at most
 }{
-	{"SELECT min(l.expires_at)", live},  // next_due, when a lease is lost
-	{"lease_id = ANY (v_lost)", live},   // rescue, likewise
-	{"l.id = ANY (v_lost)", live},       // rescue, of the lease
-	{"greatest(j.attempt", live},        // after a claim whose answer was lost
-	{"end_lease.lease", live},           // at the end of a process
-	{"'deleted', now()", live},          // clean_up, of leases that were deleted by hand
-	{"j.finished_at <= now()", oldJobs}, // clean_up, of what is old
-	{"OFFSET c_look", oldJobs},          //
-	{"j.id = ANY (v_ids)", oldJobs},     //
-	{"j.id = ANY (ids)", oldJobs},       //
-	{"SET lane = 2", 40},                // settle
+	{"SELECT min(l.expires_at)", live},                       // next_due, when a lease is lost
+	{"lease_id = ANY (v_lost)", live},                        // rescue, likewise
+	{"l.id = ANY (v_lost)", live},                            // rescue, of the lease
+	{"greatest(j.attempt", live},                             // after a claim whose answer was lost
+	{"end_lease.lease", live},                                // at the end of a process
+	{"'deleted', now()", live},                               // clean_up, of leases that were deleted by hand
+	{"j.finished_at <= now()", oldJobs},                      // clean_up, of what is old
+	{"OFFSET c_look", oldJobs},                               //
+	{"j.id = ANY (v_ids)", oldJobs},                          //
+	{"j.id = k.job_id\n        WHERE j.id IS NULL", oldJobs}, // clean_up, of keys
+	{"j.id = ANY (ids)", oldJobs},                            //
+	{"SET lane = 2", 40},                                     // settle
 }
 
 // A table of many finished jobs costs nobody anything: what is done often finds

@@ -16,19 +16,25 @@ import (
 const mostBody = mostPayload + 64<<10
 
 // jobFields are the fields of a creation's body.
-var jobFields = []string{"name", "run_at", "payload", "queue", "max_attempts", "timeout", "owner", "tags", "metadata"}
+var jobFields = []string{"name", "run_at", "payload", "queue", "max_attempts", "timeout", "owner", "tags", "metadata",
+	"unique_key", "unique_for", "on_duplicate"}
 
-// readJob reads the body of a creation. A body that is no JSON object is a 400,
-// or a 413 if it is too large; a field that can't be used an *InputError.
-func readJob(w http.ResponseWriter, r *http.Request) (name string, data JobData, err error) {
+// readBody reads the body of a creation. One that is too large is a 413.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostBody))
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
-			return "", data, &statusError{http.StatusRequestEntityTooLarge, fmt.Errorf("the body is too large: expected at most %d bytes", mostBody)}
+			return nil, &statusError{http.StatusRequestEntityTooLarge, fmt.Errorf("the body is too large: expected at most %d bytes", mostBody)}
 		}
-		return "", data, &statusError{http.StatusBadRequest, errors.New("the body could not be read to its end")}
+		return nil, &statusError{http.StatusBadRequest, errors.New("the body could not be read to its end")}
 	}
+	return body, nil
+}
+
+// readJob reads what the body of a creation says. A body that is no JSON object
+// is a 400; a field that can't be used an *InputError.
+func readJob(body []byte) (name string, data JobData, err error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(body, &fields); err != nil || fields == nil {
 		return "", data, &statusError{http.StatusBadRequest, errors.New(`the body is not a JSON object: expected one such as {"name": "send_mail", "payload": {}}`)}
@@ -41,7 +47,7 @@ func readJob(w http.ResponseWriter, r *http.Request) (name string, data JobData,
 			return "", data, badInput(field[:min(len(field), 64)], "unknown field: expected %s", strings.Join(jobFields, ", "))
 		}
 	}
-	var queue, runAt, timeout string
+	var queue, runAt, timeout, uniqueFor, onDuplicate string
 	for field, want := range map[string]struct {
 		value any
 		shape string
@@ -49,14 +55,21 @@ func readJob(w http.ResponseWriter, r *http.Request) (name string, data JobData,
 		"name": {&name, "a string"}, "queue": {&queue, "a string"}, "run_at": {&runAt, "a string"},
 		"max_attempts": {&data.MaxAttempts, "a whole number"}, "timeout": {&timeout, `a string such as "90s"`},
 		"owner": {&data.Owner, "a string"}, "tags": {&data.Tags, "an array of strings"},
+		"unique_key": {&data.UniqueKey, "a string"}, "unique_for": {&uniqueFor, `a string such as "90s"`}, "on_duplicate": {&onDuplicate, "a string"},
 	} {
 		if value := fields[field]; !isNull(value) && json.Unmarshal(value, want.value) != nil {
 			return "", data, badInput(field, "%s: expected %s", shown(string(value)), want.shape)
 		}
 	}
-	if timeout != "" {
-		if data.Timeout, err = time.ParseDuration(timeout); err != nil {
-			return "", data, badInput("timeout", `%s: expected a duration such as "90s"`, shown(timeout))
+	for field, duration := range map[string]struct {
+		text  string
+		value *time.Duration
+	}{"timeout": {timeout, &data.Timeout}, "unique_for": {uniqueFor, &data.UniqueFor}} {
+		if duration.text == "" {
+			continue
+		}
+		if *duration.value, err = time.ParseDuration(duration.text); err != nil {
+			return "", data, badInput(field, `%s: expected a duration such as "90s"`, shown(duration.text))
 		}
 	}
 	if runAt != "" {
@@ -66,7 +79,7 @@ func readJob(w http.ResponseWriter, r *http.Request) (name string, data JobData,
 	} else if !isNull(fields["run_at"]) {
 		return "", data, badInput("run_at", `"": expected a time, or no such field for now`)
 	}
-	data.Queue = JobQueue(queue)
+	data.Queue, data.OnDuplicate = JobQueue(queue), DuplicatePolicy(onDuplicate)
 	if payload := fields["payload"]; payload != nil {
 		data.Payload = payload
 	}

@@ -39,7 +39,7 @@ CREATE TABLE {{schema}}.jobs (
     payload      jsonb                   NOT NULL DEFAULT 'null',
     result       jsonb,
     errors       {{schema}}.job_errors,                      -- [{attempt, at, error}], newest last, NULL when none
-    attributes   jsonb,                                      -- {owner, tags, metadata, …}, what is searched by; NULL when none
+    attributes   jsonb,                                      -- {owner, tags, metadata, unique_key, …}, what is searched by; NULL when none
 
     CONSTRAINT jobs_waits_in_lane CHECK (
         lane IS NOT DISTINCT FROM CASE status WHEN 'pending' THEN 0 WHEN 'failed' THEN 1 WHEN 'running' THEN lane END),
@@ -107,10 +107,12 @@ LANGUAGE sql VOLATILE SET search_path = '' AS $$
     FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS us) AS t
 $$;
 
--- Creates a job as CreateJob does in Go, and returns its id.
+-- Creates a job as CreateJob does in Go, and returns its id; with a unique_key
+-- perhaps that of the job which is there.
 CREATE FUNCTION {{schema}}.create_job(
     name text, run_at timestamptz DEFAULT now(), payload jsonb DEFAULT 'null', queue text DEFAULT 'default',
-    owner text DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL
+    owner text DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL,
+    unique_key text DEFAULT NULL, unique_for interval DEFAULT NULL
 ) RETURNS uuid
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
@@ -139,6 +141,10 @@ BEGIN
     IF octet_length(coalesce(create_job.payload, 'null')::text) > 1048576 THEN
         RAISE EXCEPTION 'create_job: payload has % bytes: expected at most 1048576', octet_length(create_job.payload::text)
             USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF create_job.unique_key <> '' OR create_job.unique_for <> '0' THEN
+        RETURN {{schema}}.create_unique_job(v_id, create_job.name, v_run_at, coalesce(create_job.payload, 'null'), v_queue, v_attempts,
+            {{schema}}.job_attributes(create_job.owner, create_job.tags, create_job.metadata), create_job.unique_key, create_job.unique_for);
     END IF;
 
     INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, attributes)

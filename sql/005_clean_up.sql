@@ -4,7 +4,9 @@
 CREATE TABLE {{schema}}.clean_up_state (
     only_row boolean CONSTRAINT clean_up_state_pkey PRIMARY KEY DEFAULT true CONSTRAINT clean_up_state_is_one_row CHECK (only_row),
     last_id  uuid    NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
-    last_runid bigint NOT NULL DEFAULT 0 -- of cron.job_run_details
+    last_runid bigint NOT NULL DEFAULT 0, -- of cron.job_run_details
+    last_name text   NOT NULL DEFAULT '', -- of unique_keys,
+    last_key  text   NOT NULL DEFAULT ''  -- and of the same row
 );
 INSERT INTO {{schema}}.clean_up_state DEFAULT VALUES;
 
@@ -12,7 +14,8 @@ INSERT INTO {{schema}}.clean_up_state DEFAULT VALUES;
 -- longer ago than keep, dead ones longer ago than keep_dead. NULL: keep for
 -- ever. Jobs that a foreign key of another table protects stay. It also deletes
 -- what pg_cron recorded of workers longer ago than keep, what it never recorded
--- an end of, and workers whose cron entry was removed.
+-- an end of, workers whose cron entry was removed, and the keys of unique jobs
+-- that hold nobody up any more.
 --
 -- Returns the number of deleted jobs; as long as that is batch, there are more.
 -- A call looks at 100,000 old jobs at most and the next one goes on behind
@@ -57,6 +60,7 @@ BEGIN
     -- Rows that somebody has locked are about to be referenced, or to go.
     v_ids := ARRAY(SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE SKIP LOCKED);
     v_deleted := {{schema}}.delete_jobs(v_ids);
+    PERFORM {{schema}}.clean_up_keys(least(10 * batch, c_look)); -- as jobs go, their keys are come to in time
 
     -- A running job whose lease was deleted by hand would never be rescued: give
     -- it one that has run out. Once in a pass over the old jobs.
