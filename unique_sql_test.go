@@ -169,6 +169,34 @@ func TestCleanUpLeavesKeysThatAreBeingTaken(t *testing.T) {
 	u.requireDuplicate(t, job, scheduler.JobData{UniqueKey: "k"})
 }
 
+// Somebody has taken the key since it was seen to be free.
+func TestCleanUpLooksAgainAtKeys(t *testing.T) {
+	t.Parallel()
+	u := newUniqueTest(t)
+	mustExecAll(t, u.pool, inTestSchema(u.schema, `
+		CREATE FUNCTION s.wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			PERFORM pg_advisory_xact_lock(hashtext(TG_TABLE_SCHEMA));
+			RETURN NULL;
+		END $$;
+		CREATE TRIGGER wait BEFORE DELETE ON s.unique_keys FOR EACH STATEMENT EXECUTE FUNCTION s.wait()`))
+	old := u.requireNew(t, "a", scheduler.JobData{UniqueKey: "k"})
+	mustExec(t, u.pool, "DELETE FROM "+u.schema+".jobs WHERE id = $1::text::uuid", old.ID)
+	tx, err := u.pool.Begin(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }) // it may be over
+	mustExec(t, tx, "SELECT pg_advisory_xact_lock(hashtext($1))", u.schema)
+	done := make(chan error, 1)
+	go func() {
+		_, err := u.otherPool.Exec(t.Context(), "SELECT "+u.schema+".clean_up()")
+		done <- err
+	}()
+	waitBlocked(t, u.pool, u.name)
+	job := mustCreate(t, u.Scheduler, "a", scheduler.JobData{UniqueKey: "k"})
+	require.NoError(t, tx.Commit(t.Context()))
+	require.NoError(t, await(t, done))
+	u.requireDuplicate(t, job, scheduler.JobData{UniqueKey: "k"})
+}
+
 // A job that a replacement makes due is started at once, wherever it is, and
 // one that is kept wakes nobody.
 func TestUniqueJobsNotify(t *testing.T) {
@@ -235,34 +263,34 @@ func TestUniqueJobsWakeWorkers(t *testing.T) {
 	now := scheduler.JobData{UniqueKey: "k", OnDuplicate: scheduler.DuplicateReplace}
 	inTx := func(end func(pgx.Tx, context.Context) error) {
 		t.Helper()
-		require.NoError(t, func() error {
-			tx, err := w.pool.Begin(t.Context())
-			require.NoError(t, err)
-			_, err = w.CreateJobTx(t.Context(), tx, "work", now)
-			require.NoError(t, err)
-			return end(tx, t.Context())
-		}())
+		tx, err := w.pool.Begin(t.Context())
+		require.NoError(t, err)
+		_, err = w.CreateJobTx(t.Context(), tx, "work", now)
+		require.NoError(t, err)
+		require.NoError(t, end(tx, t.Context()))
 	}
 	createSQL := "SELECT " + w.schema + ".create_job('work', unique_key => 'k')"
 	for title, test := range map[string]struct {
 		requests int
-		there    bool
+		there    *scheduler.JobData
 		create   func()
 	}{
-		"CreateJob":                {1, false, func() { mustCreate(t, w.Scheduler, "work", scheduler.JobData{UniqueKey: "k"}) }},
-		"CreateJob, kept":          {0, true, func() { mustCreate(t, w.Scheduler, "work", scheduler.JobData{UniqueKey: "k"}) }},
-		"CreateJob, replaced":      {1, true, func() { mustCreate(t, w.Scheduler, "work", now) }},
-		"CreateJobs":               {1, false, func() { mustCreateMany(t, w.Scheduler, 2, "work", now) }},
-		"CreateJobs, kept":         {0, true, func() { mustCreateSome(t, w.Scheduler, scheduler.JobData{UniqueKey: "k"}, later) }},
-		"CreateJobs, replaced":     {1, true, func() { mustCreateMany(t, w.Scheduler, 2, "work", now) }},
-		"CreateJobTx, replaced":    {1, true, func() { inTx(pgx.Tx.Commit) }},
-		"CreateJobTx, rolled back": {0, true, func() { inTx(pgx.Tx.Rollback) }},
-		"create_job":               {1, false, func() { mustExec(t, w.pool, createSQL) }},
-		"create_job, kept":         {0, true, func() { mustExec(t, w.pool, createSQL) }},
+		"CreateJob":           {1, nil, func() { mustCreate(t, w.Scheduler, "work", scheduler.JobData{UniqueKey: "k"}) }},
+		"CreateJob, kept":     {0, &now, func() { mustCreate(t, w.Scheduler, "work", scheduler.JobData{UniqueKey: "k"}) }},
+		"CreateJob, replaced": {1, &later, func() { mustCreate(t, w.Scheduler, "work", now) }},
+		"CreateJobs":          {1, nil, func() { mustCreateMany(t, w.Scheduler, 2, "work", now) }},
+		"CreateJobs, kept": {0, &now, func() {
+			mustCreateSome(t, w.Scheduler, scheduler.JobData{UniqueKey: "k"}, scheduler.JobData{UniqueKey: "k"})
+		}},
+		"CreateJobs, replaced":     {1, &later, func() { mustCreateMany(t, w.Scheduler, 2, "work", now) }},
+		"CreateJobTx, replaced":    {1, &later, func() { inTx(pgx.Tx.Commit) }},
+		"CreateJobTx, rolled back": {0, &later, func() { inTx(pgx.Tx.Rollback) }},
+		"create_job":               {1, nil, func() { mustExec(t, w.pool, createSQL) }},
+		"create_job, kept":         {0, &now, func() { mustExec(t, w.pool, createSQL) }},
 	} {
 		mustExec(t, w.pool, "DELETE FROM "+w.schema+".jobs")
-		if test.there {
-			mustCreate(t, w.Scheduler, "work", later)
+		if test.there != nil {
+			mustCreate(t, w.Scheduler, "work", *test.there)
 		}
 		w.forget(t)
 		test.create()

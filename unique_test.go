@@ -65,9 +65,24 @@ func (u *uniqueTest) requireNew(t *testing.T, name string, data scheduler.JobDat
 	return job
 }
 
+// Many create the same at once: a job that was never there, and one that is
+// finished.
 func TestUniqueJobIsCreatedOnce(t *testing.T) {
 	t.Parallel()
 	u := newUniqueTest(t)
+	first := u.createAtOnce(t)
+	require.Equal(t, 1, u.stored(t))
+	stored := mustGet(t, u.Scheduler, first)
+	require.Equal(t, "k", stored.UniqueKey)
+	require.False(t, stored.Duplicate, "only a creation says so")
+
+	require.Equal(t, 1, mustRun(t, u.Scheduler, scheduler.RunFilter{}).Succeeded)
+	require.NotEqual(t, first, u.createAtOnce(t))
+	require.Equal(t, 2, u.stored(t))
+}
+
+// createAtOnce creates a job 200 times at once, of which one is to succeed.
+func (u *uniqueTest) createAtOnce(t *testing.T) (id string) {
 	const n = 200
 	jobs, errs := make([]*scheduler.Job, n), make([]error, n)
 	var all sync.WaitGroup
@@ -92,10 +107,7 @@ func TestUniqueJobIsCreatedOnce(t *testing.T) {
 		}
 	}
 	require.Equal(t, 1, created)
-	require.Equal(t, 1, u.stored(t))
-	stored := mustGet(t, u.Scheduler, jobs[0].ID)
-	require.Equal(t, "k", stored.UniqueKey)
-	require.False(t, stored.Duplicate, "only a creation says so")
+	return jobs[0].ID
 }
 
 // A key is one with the name of the job, whatever the queue; keys are told apart
