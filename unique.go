@@ -25,7 +25,7 @@ const (
 	// DuplicateKeep leaves the job as it is.
 	DuplicateKeep DuplicatePolicy = ""
 	// DuplicateReplace gives the job the RunAt, Payload, Owner, Tags and
-	// Metadata of the new one, if it is pending and no attempt has begun.
+	// Metadata of the new one, if it is pending and has used no attempt.
 	// Otherwise it is kept. Its queue and the rest stay.
 	DuplicateReplace DuplicatePolicy = "replace"
 )
