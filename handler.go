@@ -21,6 +21,12 @@ import (
 //	POST /api/jobs/run?queue=&status=&limit=&wait=   one run, see Run
 //	POST /api/jobs                                   creates a job, see CreateJob
 //	GET  /api/jobs/{id}                              one job, see GetJob
+//	GET  /api/jobs?status=&queue=&name=&tag=&owner=&created_after=&created_before=&limit=&cursor=
+//	                                                 a page of jobs, see ListJobs
+//	GET  /api/jobs/queues                            what waits in the queues, see QueueStats
+//
+// In a list, status, queue, name and tag may be there several times, and
+// parameters without a value are left out. Times are RFC 3339.
 //
 // A creation answers 201 with the job, or 200 with the one that is there if its
 // unique_key is taken. With the header Idempotency-Key, of 1 to 256 characters,
@@ -38,6 +44,7 @@ func (s *Scheduler) Handler() http.Handler {
 	base := s.base()
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+base+"/run", s.serveRun)
+	mux.HandleFunc("GET "+base+"/queues", s.serveQueues)
 	mux.HandleFunc("GET "+base+"/{id}", s.serveGet)
 	mux.HandleFunc(base+"/{id}", func(w http.ResponseWriter, r *http.Request) {
 		refuseMethod(w, r, map[bool]string{true: "POST", false: "GET, HEAD"}[r.PathValue("id") == "run"])
@@ -46,8 +53,9 @@ func (s *Scheduler) Handler() http.Handler {
 	if root == "" {
 		root = "/{$}"
 	}
+	mux.HandleFunc("GET "+root, s.serveList)
 	mux.HandleFunc("POST "+root, s.serveCreate)
-	mux.HandleFunc(root, func(w http.ResponseWriter, r *http.Request) { refuseMethod(w, r, "POST") })
+	mux.HandleFunc(root, func(w http.ResponseWriter, r *http.Request) { refuseMethod(w, r, "GET, HEAD, POST") })
 	mux.HandleFunc("/", s.notFound)
 
 	if len(s.config.Tokens) == 0 {

@@ -25,6 +25,8 @@ func everyCall(job string) [][3]string {
 		{"DELETE", "/api/jobs/" + job, ""},
 		{"GET", "/api/jobs/run", ""},
 		{"GET", "/api/jobs", ""},
+		{"HEAD", "/api/jobs", ""},
+		{"GET", "/api/jobs/queues", ""},
 		{"POST", "/api/jobs/", ""},
 	}
 }
@@ -168,6 +170,9 @@ func TestHTTPShowsNoInternals(t *testing.T) {
 			{"POST", "/api/jobs/run", ""},
 			{"POST", "/api/jobs", `{"name": "any"}`},
 			{"GET", "/api/jobs/0190a5b2-0000-7000-8000-000000000000", ""},
+			{"GET", "/api/jobs", ""},
+			{"GET", "/api/jobs?queue=other", ""},
+			{"GET", "/api/jobs/queues", ""},
 		} {
 			request := httptest.NewRequestWithContext(t.Context(), call[0], call[1], strings.NewReader(call[2]))
 			request.Header.Set("Authorization", "Bearer "+webToken)
@@ -180,6 +185,6 @@ func TestHTTPShowsNoInternals(t *testing.T) {
 			}
 		}
 		require.NoError(t, s.Shutdown(t.Context()))
-		require.Equal(t, 3, strings.Count(log.String(), "can't answer a request"), "the log says it: %s", log.String())
+		require.Equal(t, 6, strings.Count(log.String(), "can't answer a request"), "the log says it: %s", log.String())
 	}
 }

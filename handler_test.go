@@ -323,7 +323,9 @@ func TestHTTPRefusesOtherMethods(t *testing.T) {
 	t.Parallel()
 	w := newWeb(t, nil)
 	job := mustCreate(t, w.Scheduler, "succeed", scheduler.JobData{})
-	for path, allowed := range map[string]string{"/api/jobs": "POST", "/api/jobs/run": "POST", "/api/jobs/" + job.ID: "GET, HEAD"} {
+	for path, allowed := range map[string]string{
+		"/api/jobs": "GET, HEAD, POST", "/api/jobs/run": "POST", "/api/jobs/queues": "GET, HEAD", "/api/jobs/" + job.ID: "GET, HEAD",
+	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} {
 			if slices.Contains(strings.Split(allowed, ", "), method) {
 				continue

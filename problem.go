@@ -39,7 +39,7 @@ func writeError(w http.ResponseWriter, r *http.Request, s *Scheduler, err error)
 		// A parameter is a bad request; a field that was understood but can't be
 		// used is unprocessable.
 		p.Status = http.StatusUnprocessableEntity
-		if s.isRun(r) {
+		if s.isRun(r) || r.Method == http.MethodGet || r.Method == http.MethodHead {
 			p.Status = http.StatusBadRequest
 		}
 		p.Detail, p.Field = input.Error(), input.Field

@@ -11,7 +11,7 @@
 // A job's path through the files of this package: created (create.go), claimed
 // (claim.go) by a run (run.go) or by the resident loop (work.go) under the
 // process's lease (lease.go), handled (worker.go) when a slot is free (slots.go),
-// finished (finish.go), and seen (job.go, handler.go).
+// finished (finish.go), and seen (job.go, list.go, stats.go, handler.go).
 package scheduler
 
 import (

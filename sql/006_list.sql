@@ -1,0 +1,100 @@
+-- What people look at: lists of jobs, and how much waits in each queue.
+
+-- Dead and cancelled jobs, which have no result, are few among the finished
+-- ones, and what people look for. The condition must not name the status, which
+-- is what a claim changes: no claim would be a HOT update any more (see jobs_live).
+CREATE INDEX jobs_without_result ON {{schema}}.jobs (id) WHERE lane IS NULL AND result IS NULL;
+
+-- The newest n jobs, of those with an id before this one, newest first. NULL is
+-- no condition.
+--
+-- Tags and owners have an index, and so has what is not finished, but not in the
+-- order of ids: all that is found there has to be read. So first the newest
+-- jobs are looked through, where n of what is frequent are found at once. What
+-- is not frequent there is read by its index.
+--
+-- EXECUTE plans for these parameters and the size that the table has now.
+-- OFFSET 0 keeps it to the index that is meant, whatever it believes about the
+-- table; and as it may not sort, it reads in order what an index has in order.
+-- Parallel workers would read on beyond the page.
+CREATE FUNCTION {{schema}}.list_jobs(
+    statuses text[], queues text[], names text[], attributes jsonb, created_after timestamptz, created_before timestamptz, before uuid, n integer
+) RETURNS SETOF {{schema}}.jobs
+LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_sort = off
+    SET max_parallel_workers_per_gather = 0 AS $$
+DECLARE
+    c_unfinished CONSTANT text[] := '{pending, running, failed}';
+    c_unresulted CONSTANT text[] := '{dead, cancelled}';
+    c_all        CONSTANT text := 'SELECT * FROM {{schema}}.jobs';
+    c_newest     CONSTANT text := 'SELECT * FROM {{schema}}.jobs
+        WHERE ($7 IS NULL OR id >= $7) AND ($8 IS NULL OR id < $8) ORDER BY id DESC LIMIT 100 * $9';
+    c_attributed CONSTANT text := 'SELECT * FROM {{schema}}.jobs WHERE attributes @> $4 OFFSET 0';
+    c_live       CONSTANT text := 'SELECT * FROM {{schema}}.jobs
+        WHERE lane IS NOT NULL AND lane = ANY ($10) AND ($2 IS NULL OR queue = ANY ($2)) OFFSET 0';
+    c_without    CONSTANT text := 'SELECT * FROM {{schema}}.jobs WHERE lane IS NULL AND result IS NULL';
+    -- A status is in these lanes; a running job stays in the one it was claimed from.
+    v_lanes smallint[] := ARRAY(
+        SELECT l.lane FROM (VALUES ('pending', 0), ('failed', 1), ('running', 0), ('running', 1), ('running', 2)) AS l (status, lane)
+        WHERE l.status = ANY (list_jobs.statuses));
+    -- An id begins with the time at which it was made, by another clock than
+    -- created_at and earlier or later than the transaction began.
+    v_from   uuid := CASE WHEN list_jobs.created_after IS NOT NULL
+        THEN {{schema}}.first_id_after(list_jobs.created_after - interval '1 day') END;
+    v_to     uuid := least(list_jobs.before, CASE WHEN list_jobs.created_before IS NOT NULL
+        THEN {{schema}}.first_id_after(list_jobs.created_before + interval '1 day') END);
+    v_source text;
+    v_ids    uuid[];
+BEGIN
+    FOREACH v_source IN ARRAY CASE
+        WHEN list_jobs.attributes IS NOT NULL THEN ARRAY[c_newest, c_attributed]
+        WHEN list_jobs.statuses <@ c_unresulted THEN ARRAY[c_without]
+        WHEN list_jobs.statuses <@ c_unfinished THEN ARRAY[c_newest, c_live]
+        WHEN list_jobs.statuses <@ (c_unfinished || c_unresulted)
+            THEN ARRAY[c_newest, format('(%s) UNION ALL (%s OFFSET 0)', c_live, c_without)]
+        ELSE ARRAY[c_all]
+    END LOOP
+        EXECUTE format($q$
+            SELECT ARRAY(
+                SELECT j.id FROM (%s) AS j
+                WHERE ($1 IS NULL OR j.status = ANY ($1)) AND ($2 IS NULL OR j.queue = ANY ($2)) AND ($3 IS NULL OR j.name = ANY ($3))
+                    AND ($4 IS NULL OR j.attributes @> $4) AND ($5 IS NULL OR j.created_at >= $5) AND ($6 IS NULL OR j.created_at < $6)
+                    AND ($7 IS NULL OR j.id >= $7) AND ($8 IS NULL OR j.id < $8)
+                ORDER BY j.id DESC LIMIT $9) $q$, v_source)
+            INTO v_ids USING list_jobs.statuses, list_jobs.queues, list_jobs.names, list_jobs.attributes,
+                list_jobs.created_after, list_jobs.created_before, v_from, v_to, list_jobs.n, v_lanes;
+        EXIT WHEN cardinality(v_ids) = list_jobs.n;
+    END LOOP;
+    RETURN QUERY SELECT j.* FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) ORDER BY j.id DESC;
+END
+$$;
+
+-- The queues that somebody declared, and those of these that have jobs which are
+-- not finished: of a service that has not called Migrate.
+CREATE FUNCTION {{schema}}.known_queues(asked text[]) RETURNS SETOF text
+LANGUAGE sql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+    SELECT q.name FROM {{schema}}.queues q
+    UNION
+    SELECT a.name FROM unnest(known_queues.asked) AS a (name)
+    WHERE EXISTS (SELECT FROM {{schema}}.jobs j WHERE j.queue = a.name AND j.lane IS NOT NULL)
+$$;
+
+-- What is not finished, counted by queue: of those that are declared, in the
+-- database or by the caller, and those that have such jobs.
+CREATE FUNCTION {{schema}}.queue_stats(declared text[] DEFAULT '{}')
+RETURNS TABLE (queue text, pending bigint, scheduled bigint, failed bigint, running bigint, oldest_due_at timestamptz)
+LANGUAGE sql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+    SELECT l.queue,
+        count(*) FILTER (WHERE l.status = 'pending' AND l.run_at <= now()),
+        count(*) FILTER (WHERE l.status = 'pending' AND l.run_at > now()),
+        count(*) FILTER (WHERE l.status = 'failed'),
+        count(*) FILTER (WHERE l.status = 'running'),
+        min(l.run_at) FILTER (WHERE l.status IN ('pending', 'failed') AND l.run_at <= now())
+    FROM (
+        SELECT j.queue::text, j.status::text, j.run_at::timestamptz FROM {{schema}}.jobs j WHERE j.lane IS NOT NULL
+        UNION ALL
+        SELECT q.name, NULL, NULL FROM {{schema}}.queues q
+        UNION ALL
+        SELECT d.name, NULL, NULL FROM unnest(queue_stats.declared) AS d (name)
+    ) AS l
+    GROUP BY l.queue
+$$;

@@ -1,0 +1,48 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// QueueStat is how many jobs of a queue are not finished, and why.
+type QueueStat struct {
+	Queue       JobQueue   `json:"queue"`
+	Pending     int        `json:"pending"`       // due and not started yet
+	Scheduled   int        `json:"scheduled"`     // pending too, but not due yet
+	Failed      int        `json:"failed"`        // waiting to be rerun, due or not
+	Running     int        `json:"running"`       // those of processes that are gone included, until they are taken back
+	OldestDueAt *time.Time `json:"oldest_due_at"` // the earliest run_at of a pending or failed job that is due, in UTC; nil if none is
+}
+
+const queueStatsSQL = `
+SELECT queue, pending, scheduled, failed, running, oldest_due_at FROM {{schema}}.queue_stats($1::text[]) ORDER BY queue COLLATE "C"`
+
+// QueueStats counts, by the database's clock, what is not finished in each queue
+// that this process or another declared, and in others that have such jobs,
+// sorted by name. It reads those jobs, and none that are finished. The error is
+// one of the database.
+func (s *Scheduler) QueueStats(ctx context.Context) ([]QueueStat, error) {
+	declared := make([]string, 0, len(s.queues))
+	for name := range s.queues {
+		declared = append(declared, string(name))
+	}
+	rows, err := s.pool.Query(ctx, s.sql(queueStatsSQL), declared)
+	if err != nil {
+		return nil, fmt.Errorf("queue stats: %w", explained(err))
+	}
+	stats, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (q QueueStat, err error) {
+		err = row.Scan(&q.Queue, &q.Pending, &q.Scheduled, &q.Failed, &q.Running, &q.OldestDueAt)
+		if q.OldestDueAt != nil {
+			*q.OldestDueAt = q.OldestDueAt.UTC()
+		}
+		return q, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("queue stats: %w", explained(err))
+	}
+	return stats, nil
+}

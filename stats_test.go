@@ -1,0 +1,92 @@
+package scheduler_test
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"github.com/relay-club/scheduler"
+)
+
+// The stats are those of a plain count, in every exec mode of the pool.
+func TestQueueStats(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
+		config := pool.Config()
+		config.ConnConfig.DefaultQueryExecMode = mode
+		var schema string
+		s := newSchedulerOn(t, newPoolWith(t, config), func(c *scheduler.Config) {
+			schema, c.Queues = c.Schema, queueConfigs{"mails": {}, "unused": {}, "Upper": {}}
+		})
+		stats, err := s.QueueStats(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, []scheduler.QueueStat{{Queue: "Upper"}, {Queue: "blocking"}, {Queue: "default"}, {Queue: "mails"}, {Queue: "unused"}}, stats)
+
+		jobs, _ := seed(t, pool, schema, 600)
+		expected := map[scheduler.JobQueue]*scheduler.QueueStat{}
+		for _, queue := range append([]scheduler.JobQueue{"Upper", "unused"}, seededQueues...) {
+			expected[queue] = &scheduler.QueueStat{Queue: queue}
+		}
+		now := time.Now()
+		for _, job := range jobs {
+			count(expected[job.Queue], job, now)
+		}
+		stats, err = s.QueueStats(t.Context())
+		require.NoError(t, err)
+		require.Len(t, stats, len(expected))
+		require.True(t, slices.IsSortedFunc(stats, func(a, b scheduler.QueueStat) int { return slices.Compare([]byte(a.Queue), []byte(b.Queue)) }))
+		for _, stat := range stats {
+			require.Equal(t, *expected[stat.Queue], stat)
+		}
+	}
+}
+
+func count(stat *scheduler.QueueStat, job *scheduler.Job, now time.Time) {
+	due := !job.RunAt.After(now)
+	switch {
+	case job.Status == scheduler.JobStatusPending && due:
+		stat.Pending++
+	case job.Status == scheduler.JobStatusPending:
+		stat.Scheduled++
+	case job.Status == scheduler.JobStatusFailed:
+		stat.Failed++
+	case job.Status == scheduler.JobStatusRunning:
+		stat.Running++
+		return
+	default:
+		return
+	}
+	if due && (stat.OldestDueAt == nil || job.RunAt.Before(*stat.OldestDueAt)) {
+		stat.OldestDueAt = &job.RunAt
+	}
+}
+
+// Another process sees the same, also what runs elsewhere and queues that this
+// one has not declared.
+func TestQueueStatsOfAnotherProcess(t *testing.T) {
+	t.Parallel()
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) {
+		schema, c.Queues = c.Schema, queueConfigs{"mails": {}}
+		c.JobNames = scheduler.JobNames{"fail": fail}
+	})
+	other := newScheduler(t, func(c *scheduler.Config) { c.Schema = schema })
+	require.Equal(t, 1, mustRunOneOf(t, s, "fail", "mails").Failed)
+	job := mustCreate(t, s, "fail", scheduler.JobData{Queue: "mails"})
+	mustCreate(t, s, "fail", scheduler.JobData{Queue: "mails", RunAt: time.Now().Add(time.Hour)})
+	for _, s := range []*scheduler.Scheduler{s, other} {
+		stats, err := s.QueueStats(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, scheduler.QueueStat{Queue: "mails", Pending: 1, Scheduled: 1, Failed: 1, OldestDueAt: &job.RunAt}, stats[2])
+	}
+}
+
+func mustRunOneOf(t *testing.T, s *scheduler.Scheduler, name string, queue scheduler.JobQueue) *scheduler.RunReport {
+	t.Helper()
+	mustCreate(t, s, name, scheduler.JobData{Queue: queue})
+	return mustRun(t, s, scheduler.RunFilter{Queue: queue})
+}
