@@ -5,8 +5,9 @@
 -- is what a claim changes: no claim would be a HOT update any more (see jobs_live).
 CREATE INDEX jobs_without_result ON {{schema}}.jobs (id) WHERE lane IS NULL AND result IS NULL;
 
--- The newest n jobs, of those with an id before this one, newest first. NULL is
--- no condition.
+-- The newest n jobs that have one of each list, contain these attributes, were
+-- created from created_after to before created_before, and have an id before
+-- this one; newest first. NULL is no condition.
 --
 -- Tags and owners have an index, and so has what is not finished, but not in the
 -- order of ids: all that is found there has to be read. So first the newest
@@ -14,9 +15,9 @@ CREATE INDEX jobs_without_result ON {{schema}}.jobs (id) WHERE lane IS NULL AND 
 -- is not frequent there is read by its index.
 --
 -- EXECUTE plans for these parameters and the size that the table has now.
--- OFFSET 0 keeps it to the index that is meant, whatever it believes about the
--- table; and as it may not sort, it reads in order what an index has in order.
--- Parallel workers would read on beyond the page.
+-- OFFSET 0 keeps it to the indexes that are meant, whatever it believes about
+-- the table; and as it may not sort, it reads in order what an index has in
+-- order. Parallel workers would read on beyond the page.
 CREATE FUNCTION {{schema}}.list_jobs(
     statuses text[], queues text[], names text[], attributes jsonb, created_after timestamptz, created_before timestamptz, before uuid, n integer
 ) RETURNS SETOF {{schema}}.jobs
@@ -25,12 +26,12 @@ LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = 
 DECLARE
     c_unfinished CONSTANT text[] := '{pending, running, failed}';
     c_unresulted CONSTANT text[] := '{dead, cancelled}';
-    c_all        CONSTANT text := 'SELECT * FROM {{schema}}.jobs';
     c_newest     CONSTANT text := 'SELECT * FROM {{schema}}.jobs
         WHERE ($7 IS NULL OR id >= $7) AND ($8 IS NULL OR id < $8) ORDER BY id DESC LIMIT 100 * $9';
-    c_attributed CONSTANT text := 'SELECT * FROM {{schema}}.jobs WHERE attributes @> $4 OFFSET 0';
+    c_with       CONSTANT text := ' AND ($4 IS NULL OR attributes @> $4) OFFSET 0';
+    c_any        CONSTANT text := 'SELECT * FROM {{schema}}.jobs WHERE true';
     c_live       CONSTANT text := 'SELECT * FROM {{schema}}.jobs
-        WHERE lane IS NOT NULL AND lane = ANY ($10) AND ($2 IS NULL OR queue = ANY ($2)) OFFSET 0';
+        WHERE lane IS NOT NULL AND lane = ANY ($10) AND ($2 IS NULL OR queue = ANY ($2))';
     c_without    CONSTANT text := 'SELECT * FROM {{schema}}.jobs WHERE lane IS NULL AND result IS NULL';
     -- A status is in these lanes; a running job stays in the one it was claimed from.
     v_lanes smallint[] := ARRAY(
@@ -46,12 +47,13 @@ DECLARE
     v_ids    uuid[];
 BEGIN
     FOREACH v_source IN ARRAY CASE
-        WHEN list_jobs.attributes IS NOT NULL THEN ARRAY[c_newest, c_attributed]
-        WHEN list_jobs.statuses <@ c_unresulted THEN ARRAY[c_without]
-        WHEN list_jobs.statuses <@ c_unfinished THEN ARRAY[c_newest, c_live]
+        WHEN list_jobs.statuses <@ c_unresulted AND list_jobs.attributes IS NULL THEN ARRAY[c_without]
+        WHEN list_jobs.statuses <@ c_unresulted THEN ARRAY[c_newest, c_without || c_with]
+        WHEN list_jobs.statuses <@ c_unfinished THEN ARRAY[c_newest, c_live || c_with]
         WHEN list_jobs.statuses <@ (c_unfinished || c_unresulted)
-            THEN ARRAY[c_newest, format('(%s) UNION ALL (%s OFFSET 0)', c_live, c_without)]
-        ELSE ARRAY[c_all]
+            THEN ARRAY[c_newest, format('(%s) UNION ALL (%s)', c_live || c_with, c_without || c_with)]
+        WHEN list_jobs.attributes IS NOT NULL THEN ARRAY[c_newest, c_any || c_with]
+        ELSE ARRAY[c_any]
     END LOOP
         EXECUTE format($q$
             SELECT ARRAY(
