@@ -53,7 +53,6 @@ type Job struct {
 	key       pgtype.UUID // the id as the database takes it
 	claims    int32       // which claim of the row this is: the fence of every write
 	claimedAt time.Time   // by this process's clock
-	settled   bool        // out of the way of claims; guarded by the lease
 }
 
 // JobError is one failed attempt.

@@ -34,8 +34,8 @@ type lease struct {
 	told    atomic.Pointer[string] // the lease, while the database knows that it listens
 
 	heldMu  sync.Mutex
-	held    map[*Job]struct{} // jobs claimed and not yet recorded as finished
-	users   int               // jobs, and the resident loop
+	held    map[*Job]bool // jobs claimed and not yet recorded as finished; true: settled, out of the way of claims
+	users   int           // jobs, and the resident loop
 	beating sync.WaitGroup
 	beats   bool
 }
@@ -195,10 +195,10 @@ func (l *lease) keep(s *Scheduler, jobs []*Job) {
 	defer l.heldMu.Unlock()
 	l.users += len(jobs) - 1
 	if l.held == nil {
-		l.held = map[*Job]struct{}{}
+		l.held = map[*Job]bool{}
 	}
 	for _, job := range jobs {
-		l.held[job] = struct{}{}
+		l.held[job] = false
 	}
 }
 
@@ -302,8 +302,8 @@ func (l *lease) unsettled(before time.Time) (id string, jobs []*Job) {
 	defer l.mu.Unlock()
 	l.heldMu.Lock()
 	defer l.heldMu.Unlock()
-	for job := range l.held {
-		if !job.settled && job.claimedAt.Before(before) {
+	for job, settled := range l.held {
+		if !settled && job.claimedAt.Before(before) {
 			jobs = append(jobs, job)
 		}
 	}
@@ -314,6 +314,8 @@ func (l *lease) settled(jobs []*Job) {
 	l.heldMu.Lock()
 	defer l.heldMu.Unlock()
 	for _, job := range jobs {
-		job.settled = true
+		if _, held := l.held[job]; held {
+			l.held[job] = true
+		}
 	}
 }

@@ -21,7 +21,8 @@ func TestLongJobsGetOutOfTheWayOfClaims(t *testing.T) {
 		schema = c.Schema
 		c.JobNames = scheduler.JobNames{"short": succeed, "long": func(_ context.Context, job *scheduler.Job) (any, error) {
 			<-release
-			if job.Attempt == 1 {
+			own := *job // which a handler may do at any time
+			if own.Attempt == 1 {
 				return nil, scheduler.RetryAfter(0, nil)
 			}
 			return nil, nil
