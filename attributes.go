@@ -11,10 +11,11 @@ import (
 // attributes are what a job may have and most jobs have not: they share one
 // column, which is empty then.
 type attributes struct {
-	Owner     string          `json:"owner,omitempty"`
-	Tags      []string        `json:"tags,omitempty"`
-	Metadata  json.RawMessage `json:"metadata,omitempty"`
-	UniqueKey string          `json:"unique_key,omitempty"`
+	Owner       string          `json:"owner,omitempty"`
+	Tags        []string        `json:"tags,omitempty"`
+	Metadata    json.RawMessage `json:"metadata,omitempty"`
+	UniqueKey   string          `json:"unique_key,omitempty"`
+	Traceparent string          `json:"traceparent,omitempty"` // see WithTraceparent
 }
 
 const (
@@ -26,11 +27,11 @@ const (
 
 // encodeAttributes checks the attributes of a new job and makes JSON of them;
 // nil if it has none.
-func encodeAttributes(data JobData) (*string, error) {
-	if data.Owner == "" && len(data.Tags) == 0 && data.Metadata == nil && data.UniqueKey == "" {
+func encodeAttributes(data JobData, traceparent string) (*string, error) {
+	if data.Owner == "" && len(data.Tags) == 0 && data.Metadata == nil && data.UniqueKey == "" && traceparent == "" {
 		return nil, nil
 	}
-	a := attributes{Owner: data.Owner, Tags: data.Tags, UniqueKey: data.UniqueKey}
+	a := attributes{Owner: data.Owner, Tags: data.Tags, UniqueKey: data.UniqueKey, Traceparent: traceparent}
 	if err := checkText(data.Owner, mostOwner); err != nil {
 		return nil, &InputError{"owner", err}
 	}
@@ -94,7 +95,7 @@ func (j *Job) setAttributes(text []byte) error {
 	if err := json.Unmarshal(text, &a); err != nil {
 		return fmt.Errorf("attributes of job %s: %w", j.ID, err)
 	}
-	j.Owner, j.Metadata, j.UniqueKey = a.Owner, a.Metadata, a.UniqueKey
+	j.Owner, j.Metadata, j.UniqueKey, j.traceparent = a.Owner, a.Metadata, a.UniqueKey, checkedTraceparent(a.Traceparent)
 	if a.Tags != nil {
 		j.Tags = a.Tags
 	}

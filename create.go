@@ -75,7 +75,7 @@ const mostPayload = 1 << 20
 // ErrUnknownQueue), and then nothing is stored. That of a ctx which ended, or of
 // a lost connection, does not tell whether the job was stored.
 func (s *Scheduler) CreateJob(ctx context.Context, name string, data JobData) (*Job, error) {
-	row, err := s.newRow(name, data)
+	row, err := s.newRow(ctx, name, data)
 	if err != nil {
 		return nil, fmt.Errorf("create job: %w", err)
 	}
@@ -126,7 +126,7 @@ const notifyCreatedSQL = `SELECT {{schema}}.notify_created($1::text, $2::timesta
 // the transaction began is a serialization error (40001), as any row would be.
 // Both are a *pgconn.PgError, and the transaction is to be tried again.
 func (s *Scheduler) CreateJobTx(ctx context.Context, tx pgx.Tx, name string, data JobData) (*Job, error) {
-	row, err := s.newRow(name, data)
+	row, err := s.newRow(ctx, name, data)
 	if err != nil {
 		return nil, fmt.Errorf("create job: %w", err)
 	}
@@ -189,7 +189,7 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 	rows, ids := make([]newRow, len(jobs)), make([]string, len(jobs))
 	unique := false
 	for i, job := range jobs {
-		if rows[i], err = s.newRow(job.Name, job.JobData); err != nil {
+		if rows[i], err = s.newRow(ctx, job.Name, job.JobData); err != nil {
 			var input *InputError
 			if errors.As(err, &input) {
 				err = &InputError{fmt.Sprintf("jobs[%d].%s", i, input.Field), input.Err}
@@ -288,7 +288,7 @@ func (r *newRow) job() *Job {
 	return job
 }
 
-func (s *Scheduler) newRow(name string, data JobData) (row newRow, err error) {
+func (s *Scheduler) newRow(ctx context.Context, name string, data JobData) (row newRow, err error) {
 	if err := checkJobName(name); err != nil {
 		return row, err
 	}
@@ -323,7 +323,7 @@ func (s *Scheduler) newRow(name string, data JobData) (row newRow, err error) {
 	if row.unique, inputErr = uniquenessOf(data); inputErr != nil {
 		return row, inputErr
 	}
-	if row.attributes, err = encodeAttributes(data); err != nil {
+	if row.attributes, err = encodeAttributes(data, Traceparent(ctx)); err != nil {
 		return row, err
 	}
 	if row.payload, err = encodeJSON(data.Payload); err != nil {

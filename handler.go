@@ -34,6 +34,8 @@ import (
 // 200 with the job of the first time, finished or not, as far as that is kept
 // (see Config.KeepFinished); with another body, 409.
 //
+// A creation keeps the header traceparent, see WithTraceparent.
+//
 // Every call needs "Authorization: Bearer <token>" with one of Config.Tokens;
 // Config.Authorize may decide in place of it for creating and reading.
 //
@@ -221,6 +223,7 @@ func (s *Scheduler) createAsAsked(w http.ResponseWriter, r *http.Request) (*Job,
 	// hangs up: it would not know whether there is a job.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), claimTimeout)
 	defer cancel()
+	ctx = withTraceparentOf(ctx, r)
 	if request == nil {
 		return s.CreateJob(ctx, name, data)
 	}

@@ -50,9 +50,10 @@ type Job struct {
 	UniqueKey   string          `json:"unique_key"`          // "": not unique
 	Duplicate   bool            `json:"duplicate,omitempty"` // it was there already when it was to be created; only said by creations
 
-	key       pgtype.UUID // the id as the database takes it
-	claims    int32       // which claim of the row this is: the fence of every write
-	claimedAt time.Time   // by this process's clock
+	key         pgtype.UUID // the id as the database takes it
+	claims      int32       // which claim of the row this is: the fence of every write
+	claimedAt   time.Time   // by this process's clock
+	traceparent string      // with which it was created; "": none
 }
 
 // JobError is one failed attempt.

@@ -212,7 +212,7 @@ var errOtherRequest = &statusError{http.StatusConflict,
 // createFrom is CreateJob for a request with an Idempotency-Key: the first one
 // with this key creates the job, later ones get that.
 func (s *Scheduler) createFrom(ctx context.Context, request *keyedRequest, name string, data JobData) (*Job, error) {
-	row, err := s.newRow(name, data)
+	row, err := s.newRow(ctx, name, data)
 	if err != nil {
 		return nil, fmt.Errorf("create job: %w", err)
 	}

@@ -83,17 +83,20 @@ func (e *retryAfterError) Unwrap() error { return e.err }
 // not be below zero.
 func RetryAfter(d time.Duration, err error) error { return &retryAfterError{d, err} }
 
-// jobContext ends with the lease and has the values of the run.
+// jobContext ends with the lease and has the values of the run, and its own.
 type jobContext struct {
 	context.Context // the lease's
-	values          context.Context
+	attempt         *attempt
 }
 
 func (c jobContext) Value(key any) any {
+	if key == (traceparentKey{}) && c.attempt.job.traceparent != "" {
+		return c.attempt.job.traceparent
+	}
 	if value := c.Context.Value(key); value != nil {
 		return value
 	}
-	return c.values.Value(key)
+	return c.attempt.values.Value(key)
 }
 
 // handle runs one claimed job and hands its verdict to the finisher, which calls
@@ -109,7 +112,7 @@ func (s *Scheduler) handle(a *attempt) {
 	if timeout == 0 {
 		timeout = a.queue.Timeout
 	}
-	ctx, cancel := context.Context(jobContext{a.lease, a.values}), context.CancelFunc(func() {})
+	ctx, cancel := context.Context(jobContext{a.lease, a}), context.CancelFunc(func() {})
 	if timeout > 0 {
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: %s has passed", ErrJobTimeout, timeout))
 	}
