@@ -56,6 +56,11 @@ type Job struct {
 	traceparent string      // with which it was created; "": none
 }
 
+// LastAttempt says whether the attempt that was begun last is the last one the
+// job has. To a handler that means: an error that it returns now, but for
+// Snooze, leaves the job dead.
+func (j *Job) LastAttempt() bool { return j.Attempt >= j.MaxAttempts }
+
 // JobError is one failed attempt.
 type JobError struct {
 	Attempt int       `json:"attempt"`

@@ -39,7 +39,8 @@ type QueueConfig struct {
 	MaxAttempts int
 	// Backoff is how long a job waits after failed attempt number attempt (1
 	// for the first). A result below zero counts as zero, and one above 24
-	// hours as 24 hours. Defaults to attempt⁴ seconds, give or take a tenth.
+	// hours as 24 hours. Config.Backoffs overrides it for jobs of one name.
+	// Defaults to attempt⁴ seconds, give or take a tenth.
 	Backoff func(attempt int) time.Duration
 	// Timeout ends the context of a handler that runs longer, with the cause
 	// ErrJobTimeout. JobData.Timeout overrides it for one job. Defaults to

@@ -18,6 +18,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"path"
 	"regexp"
@@ -41,6 +42,12 @@ type Config struct {
 	// Queues declares queues beside the base ones, or gives base ones other
 	// settings. Defaults to the base queues with their defaults.
 	Queues map[JobQueue]QueueConfig
+	// Backoffs has, by job name, what goes before QueueConfig.Backoff for jobs
+	// of that name. Each must be one of JobNames. Defaults to none.
+	Backoffs map[string]func(attempt int) time.Duration
+	// Middleware is put around every handler, the first outermost. Defaults to
+	// none.
+	Middleware []Middleware
 	// Tokens are the verification tokens that the Handler accepts as
 	// "Authorization: Bearer <token>"; several, so that they can be rotated.
 	// Defaults to none: every call is refused that Authorize does not allow.
@@ -85,6 +92,7 @@ type Scheduler struct {
 	config     Config // with its defaults filled in
 	queues     map[JobQueue]*queue
 	names      []string // the registered job names, sorted
+	handlers   JobNames // with the middleware around them
 	statements sync.Map // queries with the schema filled in, by their text
 
 	open     context.Context         // picks go on until Shutdown begins
@@ -131,6 +139,9 @@ func New(pool *pgxpool.Pool, config Config) (*Scheduler, error) {
 		s.names = append(s.names, name)
 	}
 	slices.Sort(s.names)
+	if s.handlers, err = config.wrapped(s.names); err != nil {
+		return nil, fmt.Errorf("new scheduler: %w", err)
+	}
 	s.open, s.close = context.WithCancel(context.Background())
 	s.life, s.end = context.WithCancelCause(context.Background())
 	s.gone, s.leave = context.WithCancel(context.Background())
@@ -159,6 +170,7 @@ func (c Config) withDefaults() Config {
 		c.JobNames = names
 	}
 	c.Tokens = slices.Clone(c.Tokens)
+	c.Backoffs = maps.Clone(c.Backoffs)
 	return c
 }
 
@@ -182,6 +194,14 @@ func (c Config) check() error {
 		}
 		if handler == nil {
 			return badInput("job_names", "%q: expected a handler, got nil", name)
+		}
+	}
+	for name, backoff := range c.Backoffs {
+		if c.JobNames[name] == nil {
+			return badInput("backoffs", "%s: expected a name that has a handler in Config.JobNames", shown(name))
+		}
+		if backoff == nil {
+			return badInput("backoffs", "%q: expected a function, got nil", name)
 		}
 	}
 	for i, token := range c.Tokens {

@@ -130,7 +130,7 @@ func (s *Scheduler) handle(a *attempt) {
 		}
 		s.finisher.add(s, out)
 	}()
-	result, err := s.config.JobNames[job.Name](ctx, job)
+	result, err := s.handlers[job.Name](ctx, job)
 	// Shutdown's doing, not the handler's: the attempt does not count.
 	interrupted := err != nil && errors.Is(context.Cause(a.lease), ErrShuttingDown)
 	if err != nil && context.Cause(ctx) != nil && !strings.Contains(err.Error(), context.Cause(ctx).Error()) {
@@ -169,7 +169,11 @@ func (o *outcome) judge(s *Scheduler, q *queue, result any, err error, interrupt
 	case errors.As(err, &later) && later.delay >= 0:
 		o.status, o.delay = JobStatusFailed, &later.delay
 	default:
-		delay := safeBackoff(q, o.job.Attempt)
+		backoff := s.config.Backoffs[o.job.Name]
+		if backoff == nil {
+			backoff = q.Backoff
+		}
+		delay := safeBackoff(backoff, o.job.Attempt)
 		o.status, o.delay = JobStatusFailed, &delay
 	}
 	switch {
@@ -201,14 +205,14 @@ func storableText(text string, most int) string {
 	return text[:end] + "…"
 }
 
-// safeBackoff asks the queue's Backoff, which is the service's code: neither a
-// panic in it nor runtime.Goexit may lose the job.
-func safeBackoff(q *queue, attempt int) time.Duration {
+// safeBackoff asks a backoff, which is the service's code: neither a panic in it
+// nor runtime.Goexit may lose the job.
+func safeBackoff(backoff func(attempt int) time.Duration, attempt int) time.Duration {
 	answer := make(chan time.Duration, 1)
 	go func() {
 		defer close(answer)
 		defer func() { _ = recover() }()
-		answer <- q.Backoff(attempt)
+		answer <- backoff(attempt)
 	}()
 	delay, ok := <-answer
 	if !ok {
