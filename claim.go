@@ -298,7 +298,10 @@ func (s *Scheduler) settle(ctx context.Context) {
 	s.lease.settled(jobs)
 }
 
-const rescueSQL = `SELECT id::text, status, attempt, name FROM {{schema}}.rescue()`
+const rescueSQL = `
+SELECT id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
+    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes
+FROM {{schema}}.rescue()`
 
 // rescue takes back what processes that are gone were running, and returns how
 // many jobs those were.
@@ -306,7 +309,10 @@ func (s *Scheduler) rescue(ctx context.Context) (int, error) {
 	return s.takeBack(ctx, rescueSQL)
 }
 
-const beginRunSQL = `SELECT id::text, status, attempt, name FROM {{schema}}.begin_run($1::text)`
+const beginRunSQL = `
+SELECT id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
+    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes
+FROM {{schema}}.begin_run($1::text)`
 
 // beginRun is rescue at the begin of a run, from which on a created job asks
 // for another one.
@@ -323,15 +329,19 @@ func (s *Scheduler) takeBack(ctx context.Context, sql string, args ...any) (int,
 	if err != nil {
 		return 0, fmt.Errorf("rescue jobs: %w", explained(err))
 	}
-	var id, status, name string
-	var attempt, rescued int
-	_, err = pgx.ForEachRow(rows, []any{&id, &status, &attempt, &name}, func() error {
+	defer rows.Close()
+	rescued := 0
+	for rows.Next() {
+		job := &Job{}
+		if err := job.scan(rows); err != nil && rows.Err() != nil {
+			break // else something in it was written by hand
+		}
 		rescued++
 		s.config.Logger.Warn("scheduler: rescued a job whose process was lost",
-			"job", id, "name", name, "attempt", attempt, "status", status)
-		return nil
-	})
-	if err != nil {
+			"job", job.ID, "name", job.Name, "attempt", job.Attempt, "status", job.Status)
+		s.tellRescued(job)
+	}
+	if err := rows.Err(); err != nil {
 		return rescued, fmt.Errorf("rescue jobs: %w", explained(err))
 	}
 	return rescued, nil

@@ -93,6 +93,7 @@ func (s *Scheduler) CreateJob(ctx context.Context, name string, data JobData) (*
 	if err != nil {
 		return nil, fmt.Errorf("create job: %w", refusedByPostgres("payload", err))
 	}
+	s.tellCreated(job)
 	return job, nil
 }
 
@@ -143,6 +144,7 @@ func (s *Scheduler) CreateJobTx(ctx context.Context, tx pgx.Tx, name string, dat
 	if err != nil {
 		return nil, fmt.Errorf("create job: %w", refusedByPostgres("payload", err))
 	}
+	s.tellCreated(f.job)
 	return f.job, nil
 }
 
@@ -199,14 +201,16 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 		ids[i] = rows[i].id.String()
 		unique = unique || rows[i].unique != nil
 	}
+	var at time.Time
 	if unique {
-		ids, err = s.insertUniqueJobs(ctx, rows)
+		ids, at, err = s.insertUniqueJobs(ctx, rows)
 	} else {
-		_, err = s.insertJobs(ctx, rows)
+		at, err = s.insertJobs(ctx, rows)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("create jobs: %w", refusedByPostgres("payload", err))
 	}
+	s.tellAllCreated(rows, ids, at)
 	return ids, nil
 }
 
@@ -284,6 +288,16 @@ func (r *newRow) job() *Job {
 		job.Tags = []string{}
 	} else {
 		_ = job.setAttributes([]byte(*r.attributes)) // we have just written it
+	}
+	return job
+}
+
+// jobCreated is the row as it is returned, when it was stored with others.
+func (r *newRow) jobCreated(at time.Time) *Job {
+	job := r.job()
+	job.CreatedAt, job.RunAt = at, at
+	if r.runAt != nil {
+		job.RunAt = *r.runAt
 	}
 	return job
 }

@@ -1,6 +1,9 @@
 package scheduler
 
-import "context"
+import (
+	"context"
+	"testing"
+)
 
 // Claim is the part of a run, in the default queue, that benchmarks measure alone.
 func Claim(ctx context.Context, s *Scheduler, n int) ([]*Job, error) {
@@ -24,4 +27,25 @@ func Finish(s *Scheduler, jobs []*Job) (lost int) {
 		}
 	}
 	return lost
+}
+
+// ObserverBegun says whether there is a goroutine for Config.Observer.
+func ObserverBegun(s *Scheduler) bool {
+	s.observer.mu.Lock()
+	defer s.observer.mu.Unlock()
+	return s.observer.events != nil
+}
+
+// TellAll tells of a job's whole life, and returns how many allocations that took.
+func TellAll(s *Scheduler, job *Job) float64 {
+	rows, ids, out := []newRow{{}}, []string{""}, &outcome{job: job, status: JobStatusDead}
+	return testing.AllocsPerRun(100, func() {
+		s.tellCreated(job)
+		s.tellAllCreated(rows, ids, job.CreatedAt)
+		s.tellRescued(job)
+		out.seen = s.tellStarted(job)
+		out.seen.returned()
+		out.seen.failed(nil)
+		s.tellOutcome(out)
+	})
 }

@@ -26,6 +26,8 @@ type outcome struct {
 	handed   bool           // back, before it began or because of a shutdown: no verdict at all
 	dropped  bool           // not recorded: the lease was lost, the job is another's now
 	recorded func(*outcome)
+
+	seen *sighting // for the events of it; nil without an observer
 }
 
 const finishSQL = `
@@ -111,6 +113,7 @@ func (f *finisher) write(s *Scheduler, writer int) {
 			if !o.handed {
 				worked++
 			}
+			s.tellOutcome(o)
 			o.recorded(o)
 		}
 		s.capacity.put(len(batch), worked)

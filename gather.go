@@ -207,12 +207,7 @@ func (s *Scheduler) store(ctx context.Context, batch []*creation) {
 			c.answer(nil, err)
 			continue
 		}
-		job := c.row.job()
-		job.CreatedAt, job.RunAt = at, at
-		if c.row.runAt != nil {
-			job.RunAt = *c.row.runAt
-		}
-		c.answer(job, nil)
+		c.answer(c.row.jobCreated(at), nil)
 	}
 }
 

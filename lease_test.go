@@ -14,6 +14,12 @@ import (
 	"github.com/relay-club/scheduler"
 )
 
+// runOutLeases lets all leases of a schema run out, of which their holders learn
+// with the next renewal.
+func runOutLeases(t *testing.T, db database, schema string) {
+	mustExec(t, db, "UPDATE "+schema+".leases SET expires_at = now() - interval '1 second'")
+}
+
 // A handler may run for several times the lease. One write renews everything
 // that the process holds.
 func TestHeartbeatKeepsJobsForAsLongAsTheyRun(t *testing.T) {

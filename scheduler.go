@@ -48,6 +48,13 @@ type Config struct {
 	// Middleware is put around every handler, the first outermost. Defaults to
 	// none.
 	Middleware []Middleware
+	// Observer is told what happens to jobs in this process, for metrics above
+	// all. It is called in a goroutine of its own, with one event at a time in
+	// their order, so jobs never wait for it: 4,096 events wait for it, and
+	// what does not fit is dropped, which the log tells. A panic in it is
+	// logged. Shutdown waits two seconds for it. Defaults to nil: nothing is
+	// told.
+	Observer func(Event)
 	// Tokens are the verification tokens that the Handler accepts as
 	// "Authorization: Bearer <token>"; several, so that they can be rotated.
 	// Defaults to none: every call is refused that Authorize does not allow.
@@ -112,6 +119,7 @@ type Scheduler struct {
 	finisher  finisher
 	gatherer  gatherer
 	notifier  notifier
+	observer  observer
 	cleaner   cleaner
 	strangers strangers
 	resident  resident
@@ -279,7 +287,9 @@ const graceAfterCancel = 2 * time.Second
 // contexts (the cause is ErrShuttingDown) and gives them two more seconds; a
 // job whose handler then returns an error goes back without losing an attempt.
 // The error wraps the one of ctx if handlers were still running at the end:
-// their jobs stay theirs until the lease has run out, and are then rescued.
+// their jobs stay theirs until the lease has run out, and are then rescued. What
+// Config.Observer has not been told by then, it is told for two more seconds at
+// most.
 //
 // Give ctx a deadline some seconds shorter than the platform's before it kills
 // the process, and call Shutdown before http.Server.Shutdown: requests are
@@ -315,5 +325,6 @@ func (s *Scheduler) Shutdown(ctx context.Context) error {
 	if err == nil {
 		s.lease.giveUp(context.WithoutCancel(ctx), s)
 	}
+	s.observer.end(s)
 	return err
 }

@@ -120,14 +120,14 @@ func (s *Scheduler) createUnique(ctx context.Context, row *newRow, from *keyedRe
 }
 
 const createUniqueJobsSQL = `
-SELECT (job).id::text, (job).queue, changed, (extract(epoch FROM (job).run_at - now()) * 1000000)::bigint,
+SELECT (job).id::text, (job).queue, now(), changed, (extract(epoch FROM (job).run_at - now()) * 1000000)::bigint,
     EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $12::text::uuid)
 FROM {{schema}}.create_unique($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
     $8::text[], $9::text[], $10::bigint[], $11::bool[]) WITH ORDINALITY AS u (job, duplicate, changed, asked, place) ORDER BY place`
 
 // insertUniqueJobs stores all jobs or none, tells of them, and returns the ids
-// of those there are in their places.
-func (s *Scheduler) insertUniqueJobs(ctx context.Context, jobs []newRow) (ids []string, err error) {
+// of those there are in their places. at is when the new ones were created.
+func (s *Scheduler) insertUniqueJobs(ctx context.Context, jobs []newRow) (ids []string, at time.Time, err error) {
 	rows, err := s.pool.Query(ctx, s.sql(createUniqueJobsSQL), append(uniqueColumns(jobs), s.lease.own())...)
 	type changed struct {
 		queue JobQueue
@@ -140,7 +140,7 @@ func (s *Scheduler) insertUniqueJobs(ctx context.Context, jobs []newRow) (ids []
 		var queue JobQueue
 		var isChanged bool
 		var dueInUS int64
-		_, err = pgx.ForEachRow(rows, []any{&id, &queue, &isChanged, &dueInUS, &heard}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&id, &queue, &at, &isChanged, &dueInUS, &heard}, func() error {
 			ids = append(ids, id)
 			if isChanged {
 				all = append(all, changed{queue, time.Duration(dueInUS) * time.Microsecond})
@@ -149,12 +149,12 @@ func (s *Scheduler) insertUniqueJobs(ctx context.Context, jobs []newRow) (ids []
 		})
 	}
 	if err != nil {
-		return nil, refusedByPostgres("payload", err)
+		return nil, at, refusedByPostgres("payload", err)
 	}
 	for _, c := range all {
 		s.created(c.queue, c.dueIn, heard, false)
 	}
-	return ids, nil
+	return ids, at.UTC(), nil
 }
 
 // keyedRequest is a creation over HTTP that has an Idempotency-Key.
@@ -223,5 +223,6 @@ func (s *Scheduler) createFrom(ctx context.Context, request *keyedRequest, name 
 	if f.asked != request.digest {
 		return nil, errOtherRequest
 	}
+	s.tellCreated(f.job)
 	return f.job, nil
 }

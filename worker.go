@@ -107,7 +107,7 @@ func (s *Scheduler) handle(a *attempt) {
 		return
 	}
 	job := a.job
-	out := &outcome{job: job, recorded: a.recorded}
+	out := &outcome{job: job, recorded: a.recorded, seen: s.tellStarted(job)}
 	timeout := job.Timeout
 	if timeout == 0 {
 		timeout = a.queue.Timeout
@@ -121,6 +121,7 @@ func (s *Scheduler) handle(a *attempt) {
 	// runtime.Goexit. This is the one place that catches both.
 	defer func() {
 		defer cancel()
+		out.seen.returned()
 		if !returned {
 			err := errors.New("handler called runtime.Goexit")
 			if reason := recover(); reason != nil {
@@ -131,6 +132,7 @@ func (s *Scheduler) handle(a *attempt) {
 		s.finisher.add(s, out)
 	}()
 	result, err := s.handlers[job.Name](ctx, job)
+	out.seen.returned()
 	// Shutdown's doing, not the handler's: the attempt does not count.
 	interrupted := err != nil && errors.Is(context.Cause(a.lease), ErrShuttingDown)
 	if err != nil && context.Cause(ctx) != nil && !strings.Contains(err.Error(), context.Cause(ctx).Error()) {
@@ -163,6 +165,7 @@ func (o *outcome) judge(s *Scheduler, q *queue, result any, err error, interrupt
 		return
 	case interrupted:
 		o.handBack()
+		o.seen.failed(ErrShuttingDown)
 		return
 	case o.job.Attempt >= o.job.MaxAttempts:
 		o.status = JobStatusDead
@@ -182,6 +185,7 @@ func (o *outcome) judge(s *Scheduler, q *queue, result any, err error, interrupt
 	case later != nil && later.delay < 0:
 		err = fmt.Errorf("RetryAfter(%s): expected a time not below zero: %w", later.delay, err)
 	}
+	o.seen.failed(err)
 	message := storableText(err.Error(), mostError)
 	o.failure = &message
 	s.config.Logger.Warn("scheduler: job "+string(o.status), "job", o.job.ID, "name", o.job.Name, "queue", o.job.Queue,
