@@ -27,3 +27,12 @@ func exitOn(err error) {
 		os.Exit(1)
 	}
 }
+
+// childPool is a pool of the child's own; childSchema the schema of the jobs.
+func childPool() *pgxpool.Pool {
+	pool, err := pgxpool.New(context.Background(), os.Getenv("DATABASE_URL"))
+	exitOn(err)
+	return pool
+}
+
+func childSchema() string { return os.Getenv("SCHEMA") }

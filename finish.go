@@ -27,7 +27,9 @@ type outcome struct {
 	dropped  bool           // not recorded: the lease was lost, the job is another's now
 	recorded func(*outcome)
 
-	seen *sighting // for the events of it; nil without an observer
+	completes bool      // the handler has called CompleteTx: its transaction may have the verdict
+	written   bool      // the verdict is in the database already
+	seen      *sighting // for the events of it; nil without an observer
 }
 
 const finishSQL = `
@@ -106,7 +108,7 @@ func (f *finisher) write(s *Scheduler, writer int) {
 		f.waiting = slices.Delete(f.waiting, 0, n)
 		f.mu.Unlock()
 
-		s.finish(batch)
+		s.finish(unwritten(batch))
 		s.lease.forget(batch)
 		worked := 0
 		for _, o := range batch {
@@ -134,6 +136,15 @@ func batchOf(waiting []*outcome) int {
 	return len(waiting)
 }
 
+// unwritten are the outcomes that the database does not have yet.
+func unwritten(batch []*outcome) []*outcome {
+	isWritten := func(o *outcome) bool { return o.written }
+	if !slices.ContainsFunc(batch, isWritten) {
+		return batch
+	}
+	return slices.DeleteFunc(slices.Clone(batch), isWritten)
+}
+
 // finish records a batch, trying again for as long as it takes: what was done
 // must not be forgotten because the database was away for a while. If the
 // process ends before that, the jobs' leases run out.
@@ -141,7 +152,7 @@ func (s *Scheduler) finish(batch []*outcome) {
 	// In order of id, as rescue locks them too, so that they can't deadlock.
 	slices.SortFunc(batch, func(a, b *outcome) int { return bytes.Compare(a.job.key.Bytes[:], b.job.key.Bytes[:]) })
 	wait := 50 * time.Millisecond
-	for {
+	for len(batch) > 0 {
 		err := s.tryFinish(batch)
 		if err == nil {
 			return

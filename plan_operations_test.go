@@ -78,6 +78,11 @@ func (p *planTest) finishTakenAway(t *testing.T) {
 	require.Equal(t, 1, mustRun(t, p.Scheduler, scheduler.RunFilter{}).Lost)
 }
 
+func (p *planTest) complete(t *testing.T) {
+	mustCreate(t, p.Scheduler, "completing", scheduler.JobData{})
+	require.Equal(t, 1, mustRun(t, p.Scheduler, scheduler.RunFilter{}).Succeeded)
+}
+
 func (p *planTest) settle(t *testing.T) {
 	const n = 40 // some are needed to be worth it
 	mustCreateMany(t, p.Scheduler, n, "long", scheduler.JobData{})

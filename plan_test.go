@@ -63,6 +63,7 @@ var operations = []struct {
 	{"fail and rerun ten jobs", (*planTest).rerunFailed, "finish(", either, 100, 480},
 	{"run a blocking queue", (*planTest).runSerial, "claim_blocking(", either, 30, 300},
 	{"finish a job that was taken away", (*planTest).finishTakenAway, "finish(", either, 20, 120},
+	{"complete a job in a transaction", (*planTest).complete, "complete(", either, 20, 120},
 	{"settle forty jobs", (*planTest).settle, "settle(", either, 200, 1000},
 	{"resident", (*planTest).resident, "pg_notify(", either, 100, 500},
 	{"tick of a worker", (*planTest).tickDefault, "run_worker(", byLive, 4, 20},
@@ -92,7 +93,7 @@ var exceptions = []struct {
 	{"j.id = ANY (v_ids)", oldJobs},                          //
 	{"j.id = k.job_id\n        WHERE j.id IS NULL", oldJobs}, // clean_up, of keys
 	{"j.id = ANY (ids)", oldJobs},                            //
-	{"SET lane = 2", 40},                                     // settle
+	{"SET lane = 2", 80},                                     // settle, to lock and to write
 }
 
 // A table of many finished jobs costs nobody anything: what is done often finds
@@ -262,6 +263,9 @@ func (p *planTest) scheduler(t *testing.T) *scheduler.Scheduler {
 					return nil, scheduler.RetryAfter(0, nil)
 				}
 				return nil, nil
+			},
+			"completing": func(ctx context.Context, job *scheduler.Job) (any, error) {
+				return nil, pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error { return p.CompleteTx(ctx, tx, job, nil) })
 			},
 			"taken": func(ctx context.Context, job *scheduler.Job) (any, error) {
 				_, err := p.aside.Exec(ctx, `UPDATE scheduler.jobs

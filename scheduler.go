@@ -11,7 +11,8 @@
 // A job's path through the files of this package: created (create.go), claimed
 // (claim.go) by a run (run.go) or by the resident loop (work.go) under the
 // process's lease (lease.go), handled (worker.go) when a slot is free (slots.go),
-// finished (finish.go), and seen (job.go, list.go, stats.go, handler.go).
+// finished (finish.go) unless its handler has done that (complete.go), and seen
+// (job.go, list.go, stats.go, handler.go).
 package scheduler
 
 import (

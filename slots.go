@@ -14,6 +14,8 @@ type attempt struct {
 	lease    context.Context // and ends with it
 	startBy  time.Time       // else it is handed back
 	recorded func(*outcome)  // called when its outcome is in the database, or dropped
+
+	completion completion // whether its handler called CompleteTx
 }
 
 // slots runs as many handlers at once as Config.Concurrency allows. A goroutine
@@ -41,7 +43,7 @@ func (s *Scheduler) start(values context.Context, got claimed, q *queue, recorde
 	defer s.slots.mu.Unlock()
 	for i, job := range got.jobs {
 		a := &attempts[i]
-		*a = attempt{job, q, values, got.lease, startBy, recorded}
+		a.job, a.queue, a.values, a.lease, a.startBy, a.recorded = job, q, values, got.lease, startBy, recorded
 		switch {
 		case s.slots.free > 0:
 			s.slots.free--

@@ -23,7 +23,8 @@ import (
 // of runtime.Goexit, and a result that can't be stored are failed attempts.
 //
 // A job may be run again after its process was lost, even if its handler was
-// about to return, so a handler should do no harm when it runs twice.
+// about to return, so a handler should do no harm when it runs twice. What it
+// writes to the jobs' own database happens once with CompleteTx.
 type HandlerFunc func(ctx context.Context, job *Job) (result any, err error)
 
 // JobNames has the handlers by job name.
@@ -89,9 +90,17 @@ type jobContext struct {
 	attempt         *attempt
 }
 
+// attemptKey is that of the attempt in its handler's context.
+type attemptKey struct{}
+
 func (c jobContext) Value(key any) any {
-	if key == (traceparentKey{}) && c.attempt.job.traceparent != "" {
-		return c.attempt.job.traceparent
+	switch key.(type) {
+	case attemptKey:
+		return c.attempt
+	case traceparentKey:
+		if c.attempt.job.traceparent != "" {
+			return c.attempt.job.traceparent
+		}
 	}
 	if value := c.Context.Value(key); value != nil {
 		return value
@@ -127,9 +136,9 @@ func (s *Scheduler) handle(a *attempt) {
 			if reason := recover(); reason != nil {
 				err = fmt.Errorf("handler panicked: %v\n\n%s", reason, debug.Stack())
 			}
-			out.judge(s, a.queue, nil, err, false)
+			s.verdict(a, out, nil, err, false)
 		}
-		s.finisher.add(s, out)
+		s.record(out)
 	}()
 	result, err := s.handlers[job.Name](ctx, job)
 	out.seen.returned()
@@ -138,7 +147,7 @@ func (s *Scheduler) handle(a *attempt) {
 	if err != nil && context.Cause(ctx) != nil && !strings.Contains(err.Error(), context.Cause(ctx).Error()) {
 		err = fmt.Errorf("%w (its context ended: %w)", err, context.Cause(ctx))
 	}
-	out.judge(s, a.queue, result, err, interrupted)
+	s.verdict(a, out, result, err, interrupted)
 	returned = true
 }
 

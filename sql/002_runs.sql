@@ -46,11 +46,16 @@ BEGIN
 END
 $$;
 
--- Moves jobs that have been running for a while out of the way of claims.
+-- Moves jobs that have been running for a while out of the way of claims. One
+-- that is locked is about to be finished, maybe in a transaction of its handler
+-- that lasts (see complete).
 CREATE FUNCTION {{schema}}.settle(lease uuid, ids uuid[]) RETURNS void
 LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
     UPDATE {{schema}}.jobs j SET lane = 2
-    WHERE j.id = ANY (settle.ids) AND j.status = 'running' AND j.lease_id = settle.lease AND j.lane < 2
+    WHERE j.id = ANY (ARRAY(
+        SELECT r.id FROM {{schema}}.jobs r
+        WHERE r.id = ANY (settle.ids) AND r.status = 'running' AND r.lease_id = settle.lease AND r.lane < 2
+        ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED))
 $$;
 
 -- Records what came of attempts. Every write is fenced on the claim that the
