@@ -193,7 +193,9 @@ type planNode struct {
 
 // scans are the nodes that read jobs. That of a bitmap has the name of its index.
 func (n planNode) scans() (scans []planNode) {
-	if n.Relation == "jobs" && strings.HasSuffix(n.Type, "Scan") {
+	// Of no id at all, which is any index's condition, nothing is read.
+	nothing := n.Index == "jobs_without_result" && n.Hit+n.Read == 0
+	if n.Relation == "jobs" && strings.HasSuffix(n.Type, "Scan") && !nothing {
 		if n.Type == "Bitmap Heap Scan" {
 			n.Index = n.Plans[0].Index
 		}
