@@ -238,5 +238,5 @@ func TestCreationThatCannotNotifyIsStored(t *testing.T) {
 		CREATE TRIGGER full_queue BEFORE INSERT ON s.jobs FOR EACH ROW EXECUTE FUNCTION s.full();`))
 	id := mustCreate(t, other, "a", scheduler.JobData{}).ID
 	require.Equal(t, id, await(t, jobs).ID)
-	require.EqualValues(t, 2, mustQuery[int](t, pool, "SELECT last_value FROM "+schema+".tries"))
+	require.Equal(t, 2, mustQuery[int](t, pool, "SELECT last_value FROM "+schema+".tries"))
 }

@@ -23,7 +23,7 @@ const (
 // lookups are what people look at. Jobs on the page are read by their ids.
 var lookups = []struct {
 	title   string
-	do      func(p *planTest, t *testing.T) (found int)
+	do      func(t *testing.T, p *planTest) (found int)
 	asks    string
 	indexes []string // the first of them is used, and no others are
 	rows    int
@@ -43,16 +43,16 @@ var lookups = []struct {
 	{"list a rare owner's dead", listing(scheduler.JobFilter{Owner: "ada", Statuses: []scheduler.JobStatus{"dead"}}), "list_jobs(",
 		[]string{"jobs_without_result", "jobs_attributes", "jobs_pkey"}, looked + deadJobs + onPage, 0},
 	{"list a frequent tag", listing(scheduler.JobFilter{Tags: []string{"frequent"}}), "list_jobs(", byID, looked + onPage, 50},
-	{"list of a time", func(p *planTest, t *testing.T) int {
+	{"list of a time", func(t *testing.T, p *planTest) int {
 		at := time.Now().Add(-72 * time.Hour)
-		return listing(scheduler.JobFilter{CreatedAfter: at.Add(-time.Hour), CreatedBefore: at})(p, t)
+		return listing(scheduler.JobFilter{CreatedAfter: at.Add(-time.Hour), CreatedBefore: at})(t, p)
 	}, "list_jobs(", byID, 86400*2/5 + 2*onPage, 50}, // of the day after, by the ids
-	{"list an unknown queue", func(p *planTest, t *testing.T) int {
+	{"list an unknown queue", func(t *testing.T, p *planTest) int {
 		_, err := p.ListJobs(t.Context(), scheduler.JobFilter{Queues: []scheduler.JobQueue{"unknown"}})
 		require.ErrorIs(t, err, scheduler.ErrUnknownQueue)
 		return 0
 	}, "known_queues(", byLive, 0, 0},
-	{"stats", func(p *planTest, t *testing.T) int {
+	{"stats", func(t *testing.T, p *planTest) int {
 		stats, err := p.QueueStats(t.Context())
 		require.NoError(t, err)
 		n := 0
@@ -63,8 +63,8 @@ var lookups = []struct {
 	}, "queue_stats(", byLive, live, pendingJobs + failedJobs + runningJobs},
 }
 
-func listing(filter scheduler.JobFilter) func(p *planTest, t *testing.T) int {
-	return func(p *planTest, t *testing.T) int { return len(mustList(t, p.Scheduler, filter).Jobs) }
+func listing(filter scheduler.JobFilter) func(t *testing.T, p *planTest) int {
+	return func(t *testing.T, p *planTest) int { return len(mustList(t, p.Scheduler, filter).Jobs) }
 }
 
 // With many finished jobs, lists and stats read what they are about and not the
@@ -77,7 +77,7 @@ func TestPlansOfLists(t *testing.T) {
 	mustExec(t, early.aside, `INSERT INTO scheduler.leases (id, holder, expires_at) VALUES (gen_random_uuid(), 'another', now() + interval '1 hour')`)
 	for range 6 { // a plan is kept after some
 		for _, look := range lookups {
-			require.Zero(t, look.do(early, t))
+			require.Zero(t, look.do(t, early))
 			early.record(t, look.asks)
 		}
 	}
@@ -97,7 +97,7 @@ func TestPlansOfLists(t *testing.T) {
 		for _, look := range lookups {
 			t.Run(title+"/"+look.title, func(t *testing.T) {
 				p.forget()
-				require.Equal(t, look.found, look.do(p, t))
+				require.Equal(t, look.found, look.do(t, p))
 				used, rows, texts := map[string]bool{}, 0, p.record(t, look.asks)
 				for _, text := range texts {
 					var statement struct{ Plan planNode }

@@ -150,7 +150,7 @@ func TestIdempotencyKeyInput(t *testing.T) {
 	for _, key := range []string{" ", strings.Repeat("k", 257), strings.Repeat("é", 257), "\xff", "a\xc3"} {
 		w.call(t, "POST", "/api/jobs", body, keyHeader, key).requireProblem(t, 400, "", "Idempotency-Key", "1 to 256 characters")
 	}
-	request, err := http.NewRequestWithContext(t.Context(), "POST", w.server.URL+"/api/jobs", strings.NewReader(body))
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.server.URL+"/api/jobs", strings.NewReader(body))
 	require.NoError(t, err)
 	request.Header = http.Header{keyHeader: {"a", "b"}, "Authorization": {"Bearer " + webToken}}
 	response, err := w.server.Client().Do(request)

@@ -121,7 +121,9 @@ func TestEveryRouterKeepsTheHandlersAnswers(t *testing.T) {
 				allow        string
 			}{
 				{"GET", "/healthz", http.StatusNoContent, ""},
-				{"GET", "/api/jobs", http.StatusMethodNotAllowed, "POST"},
+				{"GET", "/api/jobs", http.StatusOK, ""},
+				{"DELETE", "/api/jobs", http.StatusMethodNotAllowed, "GET, HEAD, POST"},
+				{"GET", "/api/jobs/queues", http.StatusOK, ""},
 				{"GET", "/api/jobs/run", http.StatusMethodNotAllowed, "POST"},
 				{"POST", "/api/jobs/run/", http.StatusNotFound, ""},
 				{"GET", "/api/jobs/0190a5b2-0000-7000-8000-000000000000", http.StatusNotFound, ""},
