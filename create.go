@@ -156,14 +156,12 @@ type querier interface {
 // insertJobsSQL does, and notifies resident processes if it is told to.
 const insertJobSQL = `
 INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes)
-VALUES ($1::uuid, $2::text, $3::text, $4::text::jsonb, coalesce($5::timestamptz, now()), $6::int, $7::bigint, $11::text::jsonb)
+VALUES ($1::uuid, $2::text, $3::text, $4::text::jsonb, coalesce($5::timestamptz, now()), $6::int, $7::bigint, $10::text::jsonb)
 RETURNING run_at, created_at, (extract(epoch FROM run_at - now()) * 1000000)::bigint,
     EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid),
     CASE WHEN run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = $3::text)
         THEN {{schema}}.wake_workers($3::text) END,
-    CASE WHEN $9::bool AND run_at <= now() + interval '1 minute'
-            AND EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid)
-        THEN pg_catalog.pg_notify($10::text, CASE WHEN run_at <= now() THEN $3::text ELSE '' END) END`
+    CASE WHEN $9::bool THEN {{schema}}.notify_created($3::text, run_at, $8::text::uuid) END`
 
 // insertJob stores a job. dueIn is how long until it is due, heard whether
 // another process waits to be notified.
@@ -171,7 +169,7 @@ func (s *Scheduler) insertJob(ctx context.Context, db querier, row *newRow, noti
 	job = row.job()
 	var dueInUS int64
 	err = db.QueryRow(ctx, s.sql(insertJobSQL), row.key(), row.name, row.queue, row.payload, row.runAt, row.maxAttempts, row.timeoutMS,
-		s.lease.own(), notifies, s.channel(), row.attributes).
+		s.lease.own(), notifies, row.attributes).
 		Scan(&job.RunAt, &job.CreatedAt, &dueInUS, &heard, nil, nil)
 	if err != nil {
 		return nil, 0, false, err

@@ -91,6 +91,51 @@ func TestJobsHandedBackAreTakenAgain(t *testing.T) {
 	}
 }
 
+// A job that somebody has locked keeps its own record waiting, and no other's.
+func TestRecordsAreNotHeldUpByAnother(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	started, release := make(chan struct{}), make(chan struct{})
+	s := newScheduler(t, func(c *scheduler.Config) {
+		schema = c.Schema
+		c.JobNames = scheduler.JobNames{"a": succeed, "locked": func(context.Context, *scheduler.Job) (any, error) {
+			close(started)
+			<-release
+			return nil, nil
+		}}
+	})
+	locked := mustCreate(t, s, "locked", scheduler.JobData{}).ID
+	run := goRun(t.Context(), s, scheduler.RunFilter{})
+	await(t, started)
+	tx, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	_, err = tx.Exec(t.Context(), "SELECT FROM "+schema+".jobs WHERE id = $1 FOR UPDATE", locked)
+	require.NoError(t, err)
+	close(release)
+	waitFor(t, func() bool {
+		return mustQuery[int](t, pool, "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1",
+			"%"+schema+"%finish(%") == 1
+	})
+
+	ctx, cancel := context.WithTimeout(t.Context(), patience/2) // less than a try to record may take
+	defer cancel()
+	for range 3 {
+		id := mustCreate(t, s, "a", scheduler.JobData{}).ID
+		other := goRun(ctx, s, scheduler.RunFilter{})
+		select {
+		case result := <-other:
+			require.Equal(t, 1, result.report.Succeeded)
+		case <-ctx.Done():
+			require.Fail(t, "a record waits for another one's lock")
+		}
+		require.Equal(t, scheduler.JobStatusSucceeded, mustGet(t, s, id).Status)
+	}
+	require.NoError(t, tx.Rollback(t.Context()))
+	require.Equal(t, 1, await(t, run).report.Succeeded)
+}
+
 // No row may be such that a claim can't read it.
 func TestTheTableRefusesTimesWithoutEnd(t *testing.T) {
 	t.Parallel()

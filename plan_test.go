@@ -53,7 +53,7 @@ var operations = []struct {
 }{
 	{"create a job", (*planTest).createJob, "INSERT INTO", none, 0, 0},
 	{"create jobs", (*planTest).createJobs, "unnest", none, 0, 0},
-	{"create a job in a transaction", (*planTest).createJobTx, "notify_created(", none, 0, 0},
+	{"create a job in a transaction", (*planTest).createJobTx, "notify_created($1", none, 0, 0},
 	{"create a job in SQL", (*planTest).createJobInSQL, "create_job(", none, 0, 0},
 	{"create a unique job", (*planTest).createUnique, "create_unique(", byID, 8, 60},
 	{"read a job", (*planTest).readJob, "WHERE id =", byID, 1, 10},

@@ -103,10 +103,7 @@ func (s *Scheduler) insertUnique(ctx context.Context, db querier, row *newRow, f
 	args := append(uniqueColumns([]newRow{*row}), key, digest, s.lease.own())
 	err = f.job.scan(db.QueryRow(ctx, s.sql(createUniqueSQL), args...), &f.job.Duplicate, &f.changed, &f.asked, &dueInUS, &f.heard)
 	f.dueIn = time.Duration(dueInUS) * time.Microsecond
-	if err != nil {
-		return f, refusedByPostgres("payload", err)
-	}
-	return f, nil
+	return f, err
 }
 
 // createUnique is insertUnique in a transaction of its own. Creations that wait
@@ -149,7 +146,7 @@ func (s *Scheduler) insertUniqueJobs(ctx context.Context, jobs []newRow) (ids []
 		})
 	}
 	if err != nil {
-		return nil, at, refusedByPostgres("payload", err)
+		return nil, at, err
 	}
 	for _, c := range all {
 		s.created(c.queue, c.dueIn, heard, false)
@@ -218,7 +215,7 @@ func (s *Scheduler) createFrom(ctx context.Context, request *keyedRequest, name 
 	}
 	f, err := s.createUnique(ctx, &row, request)
 	if err != nil {
-		return nil, fmt.Errorf("create job: %w", err)
+		return nil, fmt.Errorf("create job: %w", refusedByPostgres("payload", err))
 	}
 	if f.asked != request.digest {
 		return nil, errOtherRequest
