@@ -26,17 +26,11 @@ FROM {{schema}}.claim_blocking($2::text, $4::bool, $3::text[], $1::text::uuid)`
 // off may have happened all the same.
 const claimTimeout = 30 * time.Second
 
-// claimed are jobs whose attempt has begun, and what they run under.
-type claimed struct {
-	jobs  []*Job
-	lease context.Context // ends when the lease is lost or Shutdown gives up waiting
-}
-
 // claim starts an attempt of up to n due jobs; in a blocking queue, of one. The
 // functions in sql/ say how claims are kept apart.
-func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int) (claimed, error) {
+func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int) ([]*Job, error) {
 	if len(s.names) == 0 {
-		return claimed{}, nil
+		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
 	defer cancel()
@@ -48,18 +42,23 @@ func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int
 
 	id, life, err := s.lease.hold(ctx, s)
 	if err != nil {
-		return claimed{}, fmt.Errorf("claim jobs: take a lease: %w", err)
+		return nil, fmt.Errorf("claim jobs: take a lease: %w", err)
 	}
 	jobs, err := s.askForJobs(ctx, q, status, id, n)
 	if err != nil {
 		s.suspect()
-		return claimed{}, fmt.Errorf("claim jobs: %w", err)
+		return nil, fmt.Errorf("claim jobs: %w", err)
 	}
 	if len(jobs) == 0 {
-		return claimed{}, nil
+		return nil, nil
+	}
+	lives := make([]jobContext, len(jobs))
+	for i, job := range jobs {
+		lives[i].lease, lives[i].leaseID = life, id
+		job.life = &lives[i]
 	}
 	s.lease.keep(s, jobs)
-	return claimed{jobs, life}, nil
+	return jobs, nil
 }
 
 // turn lets the runs of a process claim from a queue one after another: what

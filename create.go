@@ -314,13 +314,8 @@ func (s *Scheduler) newRow(ctx context.Context, name string, data JobData) (row 
 	if inputErr != nil {
 		return row, inputErr
 	}
-	if !data.RunAt.IsZero() {
-		utc := data.RunAt.UTC()
-		if utc.Year() < 1 || utc.Year() > 9999 {
-			return row, badInput("run_at", "%s: expected a time from year 1 to 9999", utc)
-		}
-		utc = utc.Truncate(time.Microsecond)
-		row.runAt = &utc
+	if row.runAt, err = storableTime(data.RunAt); err != nil {
+		return row, err
 	}
 	if data.MaxAttempts < 0 || data.MaxAttempts > mostAttempts {
 		return row, badInput("max_attempts", "%d: expected 1 to %d, or 0 for what the queue says", data.MaxAttempts, mostAttempts)
@@ -349,4 +344,17 @@ func (s *Scheduler) newRow(ctx context.Context, name string, data JobData) (row 
 		row.maxAttempts = int32(q.MaxAttempts)
 	}
 	return row, nil
+}
+
+// storableTime checks when a job is to be run; nil for the zero time, now.
+func storableTime(runAt time.Time) (*time.Time, error) {
+	if runAt.IsZero() {
+		return nil, nil
+	}
+	utc := runAt.UTC()
+	if utc.Year() < 1 || utc.Year() > 9999 {
+		return nil, badInput("run_at", "%s: expected a time from year 1 to 9999", utc)
+	}
+	utc = utc.Truncate(time.Microsecond)
+	return &utc, nil
 }

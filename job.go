@@ -23,7 +23,7 @@ const (
 	JobStatusSucceeded JobStatus = "succeeded" // done
 	JobStatusFailed    JobStatus = "failed"    // last attempt failed; will be rerun when its backoff has passed
 	JobStatusDead      JobStatus = "dead"      // no attempts left, or the handler said never again
-	JobStatusCancelled JobStatus = "cancelled" // called off
+	JobStatusCancelled JobStatus = "cancelled" // called off, by CancelJob
 	JobStatusAny       JobStatus = "any"       // in a RunFilter: due pending and due failed jobs together
 )
 
@@ -54,6 +54,7 @@ type Job struct {
 	claims      int32       // which claim of the row this is: the fence of every write
 	claimedAt   time.Time   // by this process's clock
 	traceparent string      // with which it was created; "": none
+	life        *jobContext // of its handler
 }
 
 // LastAttempt says whether the attempt that was begun last is the last one the
@@ -102,8 +103,8 @@ FROM {{schema}}.jobs WHERE id = $1::text::uuid`
 // GetJob returns the job with this id, in any letter case. The error is
 // ErrJobNotFound if there is none, also when id is no UUID at all.
 func (s *Scheduler) GetJob(ctx context.Context, id string) (*Job, error) {
-	if len(id) != 36 || uuid.Validate(id) != nil {
-		return nil, fmt.Errorf("get job: %w: %w", ErrJobNotFound, badInput("id", "%s: expected a UUID", shown(id)))
+	if err := checkJobID(id); err != nil {
+		return nil, fmt.Errorf("get job: %w", err)
 	}
 	job := &Job{}
 	err := job.scan(s.pool.QueryRow(ctx, s.sql(getJobSQL), id))
@@ -114,6 +115,14 @@ func (s *Scheduler) GetJob(ctx context.Context, id string) (*Job, error) {
 		return nil, fmt.Errorf("get job: %w", explained(err))
 	}
 	return job, nil
+}
+
+// checkJobID refuses what can be no job's id.
+func checkJobID(id string) error {
+	if len(id) != 36 || uuid.Validate(id) != nil {
+		return fmt.Errorf("%w: %w", ErrJobNotFound, badInput("id", "%s: expected a UUID", shown(id)))
+	}
+	return nil
 }
 
 // scan reads jobColumns, and more that come after them.

@@ -5,6 +5,8 @@
 --                   ^         |
 --                   |         +-> failed (backoff passes) -> running
 --                   +-- snoozed, handed back at shutdown, or rescued from a lost lease
+--
+-- 006_control.sql has what people do to a job: cancel, retry, reschedule, delete.
 
 -- What one column may hold is a domain's matter and what goes together is the
 -- table's: every statement reads and compiles the constraints of a table anew,
@@ -33,6 +35,7 @@ CREATE TABLE {{schema}}.jobs (
     attempt      {{schema}}.job_attempt  NOT NULL DEFAULT 0, -- counted at claim; a snooze or a shutdown gives it back
     max_attempts {{schema}}.job_attempts NOT NULL DEFAULT 10,
     lane         {{schema}}.job_lane     DEFAULT 0,          -- its place in the index of what is live, see jobs_live
+    cancelling   boolean,                                    -- of a running job: true if it was called off; NULL for all others
     queue        {{schema}}.job_queue    NOT NULL DEFAULT 'default',
     name         {{schema}}.job_name     NOT NULL,
     status       {{schema}}.job_status   NOT NULL DEFAULT 'pending',
@@ -43,7 +46,7 @@ CREATE TABLE {{schema}}.jobs (
 
     CONSTRAINT jobs_waits_in_lane CHECK (
         lane IS NOT DISTINCT FROM CASE status WHEN 'pending' THEN 0 WHEN 'failed' THEN 1 WHEN 'running' THEN lane END),
-    CONSTRAINT jobs_running_has_lease CHECK ((status = 'running') = (lease_id IS NOT NULL)),
+    CONSTRAINT jobs_running_has_lease CHECK ((status = 'running') = (lease_id IS NOT NULL) AND (cancelling IS NULL OR lease_id IS NOT NULL)),
     CONSTRAINT jobs_live_is_unfinished CHECK ((lane IS NOT NULL) = (finished_at IS NULL) AND (lease_id IS NULL OR lane IS NOT NULL)),
     CONSTRAINT jobs_attempt_in_range CHECK (attempt <= max_attempts AND attempt <= claims)
 ) WITH (
@@ -66,6 +69,10 @@ CREATE TABLE {{schema}}.jobs (
 -- claims pass over it. Jobs that run for longer are moved to lane 2, out of
 -- their way (see settle). NULL is finished.
 CREATE INDEX jobs_live ON {{schema}}.jobs (queue, lane, run_at, id) WHERE lane IS NOT NULL;
+
+-- Running jobs that were called off, for the processes that run them. Neither a
+-- claim nor settle changes these columns, see above.
+CREATE INDEX jobs_cancelling ON {{schema}}.jobs (id) WHERE cancelling;
 
 -- By whom a job is owned, its tags and its metadata are found by containment:
 -- attributes @> '{"tags": ["a"]}'. Jobs without any are not in here.

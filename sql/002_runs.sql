@@ -60,30 +60,40 @@ $$;
 
 -- Records what came of attempts. Every write is fenced on the claim that the
 -- attempt began with: a job that was rescued, or claimed again, is left alone.
+-- A job that was called off while it ran ends cancelled, unless it succeeded.
+--
 -- Returns those left alone, but not those that an earlier call with the same
--- values has recorded, whose answer was lost.
+-- values has recorded, whose answer was lost; and those that ended cancelled
+-- though they were to be something else.
 CREATE FUNCTION {{schema}}.finish(
     ids uuid[], claims integer[], statuses text[], results text[], failures text[], delays_us bigint[], refunds integer[]
-) RETURNS SETOF uuid
+) RETURNS TABLE (id uuid, cancelled boolean)
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_recorded integer;
 BEGIN
     UPDATE {{schema}}.jobs j
-    SET status = f.status, lease_id = NULL, result = f.result::jsonb,
+    SET status = f.status, lease_id = NULL, cancelling = NULL, result = f.result::jsonb,
         lane = CASE f.status WHEN 'pending' THEN 0 WHEN 'failed' THEN 1 END,
         attempt = j.attempt - f.refund,
         run_at = CASE WHEN f.delay_us IS NULL THEN j.run_at ELSE now() + f.delay_us * interval '1 microsecond' END,
-        finished_at = CASE WHEN f.status IN ('succeeded', 'dead') THEN now() END,
+        finished_at = CASE WHEN f.status IN ('succeeded', 'dead', 'cancelled') THEN now() END,
         errors = CASE WHEN f.failure IS NULL THEN j.errors ELSE {{schema}}.with_error(j.errors, j.attempt, f.failure) END
     FROM unnest(finish.ids, finish.claims, finish.statuses, finish.results, finish.failures, finish.delays_us, finish.refunds)
         AS f (id, claims, status, result, failure, delay_us, refund)
-    WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running';
+    WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running' AND (j.cancelling IS NULL OR f.status = 'succeeded');
     GET DIAGNOSTICS v_recorded = ROW_COUNT;
     IF v_recorded < cardinality(finish.ids) THEN
+        UPDATE {{schema}}.jobs j
+        SET status = 'cancelled', lease_id = NULL, cancelling = NULL, lane = NULL, finished_at = now(),
+            errors = {{schema}}.with_error(j.errors, j.attempt, {{schema}}.cancelled_error(f.failure))
+        FROM unnest(finish.ids, finish.claims, finish.statuses, finish.failures) AS f (id, claims, status, failure)
+        WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running' AND j.cancelling AND f.status <> 'succeeded';
         RETURN QUERY
-            SELECT f.id FROM unnest(finish.ids, finish.claims, finish.statuses) AS f (id, claims, status)
-            WHERE NOT EXISTS (SELECT FROM {{schema}}.jobs j WHERE j.id = f.id AND j.claims = f.claims AND j.status = f.status);
+            SELECT f.id, coalesce(j.status = 'cancelled' AND f.status <> 'succeeded', false)
+            FROM unnest(finish.ids, finish.claims, finish.statuses) AS f (id, claims, status)
+            LEFT JOIN {{schema}}.jobs j ON j.id = f.id AND j.claims = f.claims
+            WHERE j.status IS DISTINCT FROM f.status;
     END IF;
 END
 $$;
@@ -96,8 +106,8 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
 $$;
 
 -- Takes back what processes with a lost lease were running: each such attempt
--- has failed, its job is due again, or dead if it was the last one. Returns
--- the jobs as they are then.
+-- has failed, its job is due again, or dead if it was the last one, or cancelled
+-- if it was called off. Returns the jobs as they are then.
 --
 -- A lease that has run out can't be renewed, but a renewal or a claim that
 -- began in time may still be on its way to commit. Both hold a lock on the
@@ -116,12 +126,12 @@ BEGIN
     END IF;
     RETURN QUERY
         UPDATE {{schema}}.jobs j
-        SET status = CASE WHEN j.attempt < j.max_attempts THEN 'pending' ELSE 'dead' END,
-            lane = CASE WHEN j.attempt < j.max_attempts THEN 0 END,
-            finished_at = CASE WHEN j.attempt < j.max_attempts THEN NULL ELSE now() END,
-            lease_id = NULL,
-            errors = {{schema}}.with_error(j.errors, j.attempt,
-                'lease lost: the process that ran this attempt ended or could not renew its lease')
+        SET status = CASE WHEN j.cancelling THEN 'cancelled' WHEN j.attempt < j.max_attempts THEN 'pending' ELSE 'dead' END,
+            lane = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN 0 END,
+            finished_at = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN NULL ELSE now() END,
+            lease_id = NULL, cancelling = NULL,
+            errors = {{schema}}.with_error(j.errors, j.attempt, CASE WHEN j.cancelling THEN 'job cancelled: ' ELSE '' END
+                || 'lease lost: the process that ran this attempt ended or could not renew its lease')
         WHERE j.id = ANY (ARRAY(
             SELECT r.id FROM {{schema}}.jobs r
             WHERE r.lane IS NOT NULL AND r.status = 'running' AND r.lease_id = ANY (v_lost)
@@ -139,7 +149,10 @@ CREATE FUNCTION {{schema}}.hand_back(lease uuid, held uuid[]) RETURNS bigint
 LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
     WITH back AS (
         UPDATE {{schema}}.jobs j
-        SET status = 'pending', lane = 0, lease_id = NULL, attempt = greatest(j.attempt - 1, 0)
+        SET status = CASE WHEN j.cancelling THEN 'cancelled' ELSE 'pending' END, lane = CASE WHEN j.cancelling IS NULL THEN 0 END,
+            finished_at = CASE WHEN j.cancelling THEN now() END,
+            lease_id = NULL, cancelling = NULL, attempt = CASE WHEN j.cancelling THEN j.attempt ELSE greatest(j.attempt - 1, 0) END,
+            errors = CASE WHEN j.cancelling THEN {{schema}}.with_error(j.errors, j.attempt, 'job cancelled') ELSE j.errors END
         WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = hand_back.lease AND NOT j.id = ANY (hand_back.held)
         RETURNING 1)
     SELECT count(*) FROM back
@@ -215,14 +228,15 @@ END
 $$;
 
 -- The job of a blocking queue that comes next, due or not: the one that holds
--- the queue (it was started and is not finished), else the first in order.
+-- the queue (it was started and is not finished), else the first in order. A
+-- finished one that was retried holds nothing: it counts as not started.
 CREATE FUNCTION {{schema}}.blocking_head(q {{schema}}.queues) RETURNS {{schema}}.jobs
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     v_job {{schema}}.jobs%ROWTYPE;
 BEGIN
     IF q.head IS NOT NULL THEN
-        SELECT * INTO v_job FROM {{schema}}.jobs j WHERE j.id = q.head AND j.lane IS NOT NULL;
+        SELECT * INTO v_job FROM {{schema}}.jobs j WHERE j.id = q.head AND j.lane IS NOT NULL AND j.started_at IS NOT NULL;
         IF FOUND AND NOT (q.skip_failed AND v_job.status = 'failed') THEN
             RETURN v_job;
         END IF;
