@@ -325,6 +325,7 @@ func TestHTTPRefusesOtherMethods(t *testing.T) {
 	job := mustCreate(t, w.Scheduler, "succeed", scheduler.JobData{})
 	for path, allowed := range map[string]string{
 		"/api/jobs": "GET, HEAD, POST", "/api/jobs/run": "POST", "/api/jobs/queues": "GET, HEAD", "/api/jobs/" + job.ID: "GET, HEAD",
+		"/api/jobs/" + job.ID + "/cancel": "POST", "/api/jobs/" + job.ID + "/retry": "POST",
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} {
 			if slices.Contains(strings.Split(allowed, ", "), method) {
