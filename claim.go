@@ -15,11 +15,12 @@ import (
 )
 
 const claimSQL = `
-SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes
-FROM {{schema}}.claim($2::text, $4::bool, $5::bool, $3::text[], $1::text::uuid, $6::int, $7::timestamptz)`
+SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority
+FROM {{schema}}.claim($2::text, $4::bool, $5::bool, $3::text[], $1::text::uuid, $6::int, $7::timestamptz,
+    $8::bigint * interval '1 microsecond')`
 
 const claimBlockingSQL = `
-SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes
+SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority
 FROM {{schema}}.claim_blocking($2::text, $4::bool, $3::text[], $1::text::uuid)`
 
 // claimTimeout bounds a claim. It has no other deadline: a claim that is cut
@@ -98,7 +99,7 @@ func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, 
 	progress := &q.progress[lanesOf(status)]
 	since := progress.since()
 	rows, err := s.pool.Query(ctx, s.sql(claimSQL), lease, string(q.name), s.names,
-		status != JobStatusFailed, status != JobStatusPending, n, since)
+		status != JobStatusFailed, status != JobStatusPending, n, since, keepTime(q.PriorityAge))
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +120,8 @@ func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, 
 
 // progress is how far claims have come in a queue that is being worked off.
 // Looking only from there on is right for a moment; then everything is looked
-// at again, for jobs that became due earlier.
+// at again, for jobs that became due earlier. Where jobs have priorities, claims
+// take no notice of it.
 type progress struct {
 	mu    sync.Mutex
 	at    time.Time // run_at of the last job claimed; zero: look at everything
@@ -164,7 +166,7 @@ func (p *progress) forget() {
 	p.at = time.Time{}
 }
 
-// scanClaimed reads the columns of claimSQL, oldest job first.
+// scanClaimed reads the columns of claimSQL, in the order of their starts.
 func scanClaimed(rows pgx.Rows, q *queue) ([]*Job, error) {
 	defer rows.Close()
 	var jobs []*Job
@@ -175,7 +177,7 @@ func scanClaimed(rows pgx.Rows, q *queue) ([]*Job, error) {
 		var failures, attributes []byte
 		var timeoutMS int64
 		err := rows.Scan(&job.key, &job.Name, (*[]byte)(&job.Payload), &job.RunAt, &job.CreatedAt, &startedAt,
-			&job.Attempt, &job.MaxAttempts, &failures, &timeoutMS, &job.claims, &attributes)
+			&job.Attempt, &job.MaxAttempts, &failures, &timeoutMS, &job.claims, &attributes, &job.Priority)
 		if err != nil {
 			return nil, err
 		}
@@ -189,10 +191,30 @@ func scanClaimed(rows pgx.Rows, q *queue) ([]*Job, error) {
 		_ = job.setAttributes(attributes) // if not, then by hand: no reason not to run it
 		jobs = append(jobs, job)
 	}
-	slices.SortFunc(jobs, func(a, b *Job) int {
-		return cmp.Or(a.RunAt.Compare(b.RunAt), cmp.Compare(a.ID, b.ID))
-	})
+	slices.SortFunc(jobs, q.compare)
 	return jobs, rows.Err()
+}
+
+// compare says which of two jobs claimed at once is started first, as
+// claim_by_priority does: what is overdue, then the lower priority, then the
+// older job.
+func (q *queue) compare(a, b *Job) int {
+	if a.Priority != b.Priority {
+		switch first, second := q.overdue(a), q.overdue(b); {
+		case first && !second:
+			return -1
+		case second && !first:
+			return 1
+		case !first:
+			return cmp.Compare(a.Priority, b.Priority)
+		}
+	}
+	return cmp.Or(a.RunAt.Compare(b.RunAt), cmp.Compare(a.ID, b.ID))
+}
+
+// overdue: the job had waited for so long that its priority counted for nothing.
+func (q *queue) overdue(job *Job) bool {
+	return q.PriorityAge >= 0 && job.StartedAt.Sub(job.RunAt) > q.PriorityAge
 }
 
 // setErrors reads the column errors.

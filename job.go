@@ -33,6 +33,7 @@ type Job struct {
 	ID          string          `json:"id"` // a UUIDv7 in its text form
 	Name        string          `json:"name"`
 	Queue       JobQueue        `json:"queue"`
+	Priority    int             `json:"priority"` // lower goes first
 	Status      JobStatus       `json:"status"`
 	Payload     json.RawMessage `json:"payload"`
 	Result      json.RawMessage `json:"result"` // what the handler returned; nil until the job has succeeded
@@ -94,7 +95,7 @@ func isBadData(code string) bool { return len(code) == 5 && (code[:2] == "22" ||
 
 // jobColumns are what scan reads of a row of jobs.
 const jobColumns = `id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
-    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes`
+    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes, priority`
 
 const getJobSQL = `
 SELECT ` + jobColumns + `
@@ -130,7 +131,7 @@ func (j *Job) scan(row pgx.Row, more ...any) error {
 	var failures, attributes []byte
 	var timeoutMS int64
 	columns := []any{&j.ID, &j.Name, &j.Queue, &j.Status, (*[]byte)(&j.Payload), (*[]byte)(&j.Result), &j.RunAt, &j.CreatedAt,
-		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes}
+		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes, &j.Priority}
 	err := row.Scan(append(columns, more...)...)
 	if err != nil {
 		return err

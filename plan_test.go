@@ -99,7 +99,7 @@ var exceptions = []struct {
 	{"j.id = ANY (v_ids)", oldJobs},                          //
 	{"j.id = k.job_id\n        WHERE j.id IS NULL", oldJobs}, // clean_up, of keys
 	{"j.id = ANY (ids)", oldJobs},                            //
-	{"SET lane = 2", 80},                                     // settle, to lock and to write
+	{"SET lane = 3 * j", 80},                                 // settle, to lock and to write
 	{"WHERE j.cancelling AND", 4},                            // of running jobs that were called off, those are all
 	{"j.cancelling AND f.status", 4},                         // finish, of those
 }

@@ -8,7 +8,7 @@
 // process is needed: the service may sleep until it is called. Services that
 // stay up call [Scheduler.Work] instead, or as well.
 //
-// A job's path through the files of this package: created (create.go), claimed
+// A job's path through the files of this package: created (create.go, row.go), claimed
 // (claim.go) by a run (run.go) or by the resident loop (work.go) under the
 // process's lease (lease.go), handled (worker.go) when a slot is free (slots.go),
 // finished (finish.go) unless its handler has done that (complete.go), and seen

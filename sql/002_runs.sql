@@ -7,21 +7,45 @@
 
 -- Starts an attempt of up to n due jobs, oldest first; of those with a run_at
 -- not before since (NULL: of all). since spares a claim the index entries of
--- the jobs that were claimed before it, which stay there until a vacuum.
+-- the jobs that were claimed before it, which stay there until a vacuum. Where
+-- jobs have priorities, claim_by_priority chooses, and since counts for nothing.
 --
 -- SKIP LOCKED lets any number of runs claim side by side without waiting for
 -- each other or taking the same job: a row that two runs look at is locked by
 -- one, and has another status for whoever locks it afterwards. The lease is
 -- locked against its rescue until the claim has committed (see rescue), and
--- nothing is claimed under a lease that has run out.
-CREATE FUNCTION {{schema}}.claim(queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, since timestamptz)
+-- nothing is claimed under a lease that has run out. The lock of the queue is
+-- what await_claims waits for; it is refused only while that waits, so when the
+-- queue is paused. Whether it is paused is read after that.
+CREATE FUNCTION {{schema}}.claim(
+    queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, since timestamptz, overdue interval)
 RETURNS TABLE (id uuid, name {{schema}}.job_name, payload jsonb, run_at {{schema}}.job_time, created_at {{schema}}.job_time,
-    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb)
+    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb, priority smallint)
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
+DECLARE
+    v_paused      boolean;
+    v_prioritized boolean;
 BEGIN
+    IF NOT pg_try_advisory_xact_lock_shared(hashtextextended('{{schema_name}}.' || claim.queue, 7041974)) THEN
+        RETURN;
+    END IF;
+    SELECT q.paused, q.prioritized INTO v_paused, v_prioritized FROM {{schema}}.queues q WHERE q.name = claim.queue;
+    IF NOT FOUND THEN
+        SELECT a.paused INTO v_paused FROM {{schema}}.all_queues a;
+    END IF;
+    IF v_paused THEN
+        RETURN;
+    END IF;
     PERFORM FROM {{schema}}.leases l WHERE l.id = claim.lease AND l.expires_at > clock_timestamp() FOR KEY SHARE;
     IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF v_prioritized THEN
+        RETURN QUERY
+            SELECT c.id, c.name, c.payload, c.run_at, c.created_at, c.started_at,
+                c.attempt, c.max_attempts, c.errors, c.timeout_ms, c.claims, c.attributes, c.priority
+            FROM {{schema}}.claim_by_priority(claim.queue, claim.pending, claim.failed, claim.names, claim.lease, claim.n, claim.overdue) AS c;
         RETURN;
     END IF;
     RETURN QUERY
@@ -42,7 +66,7 @@ BEGIN
             SELECT due.row FROM (SELECT * FROM pending UNION ALL SELECT * FROM failed) AS due
             ORDER BY due.run_at, due.id LIMIT claim.n))
         RETURNING j.id, j.name, j.payload, j.run_at, j.created_at, j.started_at,
-            j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims, j.attributes;
+            j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims, j.attributes, j.priority;
 END
 $$;
 
@@ -51,10 +75,10 @@ $$;
 -- that lasts (see complete).
 CREATE FUNCTION {{schema}}.settle(lease uuid, ids uuid[]) RETURNS void
 LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
-    UPDATE {{schema}}.jobs j SET lane = 2
+    UPDATE {{schema}}.jobs j SET lane = 3 * j.priority + 2
     WHERE j.id = ANY (ARRAY(
         SELECT r.id FROM {{schema}}.jobs r
-        WHERE r.id = ANY (settle.ids) AND r.status = 'running' AND r.lease_id = settle.lease AND r.lane < 2
+        WHERE r.id = ANY (settle.ids) AND r.status = 'running' AND r.lease_id = settle.lease AND r.lane < 3 * r.priority + 2
         ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED))
 $$;
 
@@ -74,7 +98,7 @@ DECLARE
 BEGIN
     UPDATE {{schema}}.jobs j
     SET status = f.status, lease_id = NULL, cancelling = NULL, result = f.result::jsonb,
-        lane = CASE f.status WHEN 'pending' THEN 0 WHEN 'failed' THEN 1 END,
+        lane = CASE f.status WHEN 'pending' THEN 3 * j.priority WHEN 'failed' THEN 3 * j.priority + 1 END,
         attempt = j.attempt - f.refund,
         run_at = CASE WHEN f.delay_us IS NULL THEN j.run_at ELSE now() + f.delay_us * interval '1 microsecond' END,
         finished_at = CASE WHEN f.status IN ('succeeded', 'dead', 'cancelled') THEN now() END,
@@ -127,7 +151,7 @@ BEGIN
     RETURN QUERY
         UPDATE {{schema}}.jobs j
         SET status = CASE WHEN j.cancelling THEN 'cancelled' WHEN j.attempt < j.max_attempts THEN 'pending' ELSE 'dead' END,
-            lane = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN 0 END,
+            lane = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN 3 * j.priority END,
             finished_at = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN NULL ELSE now() END,
             lease_id = NULL, cancelling = NULL,
             errors = {{schema}}.with_error(j.errors, j.attempt, CASE WHEN j.cancelling THEN 'job cancelled: ' ELSE '' END
@@ -149,7 +173,8 @@ CREATE FUNCTION {{schema}}.hand_back(lease uuid, held uuid[]) RETURNS bigint
 LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
     WITH back AS (
         UPDATE {{schema}}.jobs j
-        SET status = CASE WHEN j.cancelling THEN 'cancelled' ELSE 'pending' END, lane = CASE WHEN j.cancelling IS NULL THEN 0 END,
+        SET status = CASE WHEN j.cancelling THEN 'cancelled' ELSE 'pending' END,
+            lane = CASE WHEN j.cancelling IS NULL THEN 3 * j.priority END,
             finished_at = CASE WHEN j.cancelling THEN now() END,
             lease_id = NULL, cancelling = NULL, attempt = CASE WHEN j.cancelling THEN j.attempt ELSE greatest(j.attempt - 1, 0) END,
             errors = CASE WHEN j.cancelling THEN {{schema}}.with_error(j.errors, j.attempt, 'job cancelled') ELSE j.errors END
@@ -167,19 +192,26 @@ LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = of
 $$;
 
 -- When the next job becomes due that a run with this filter would pick: NULL
--- if there is none, a time not after now() if there is one already. A running
--- job counts from the moment its lease has run out. names: only jobs of these
--- names; NULL: of any.
+-- if there is none or the queue is paused, a time not after now() if there is
+-- one already. A running job counts from the moment its lease has run out.
+-- names: only jobs of these names; NULL: of any.
 CREATE FUNCTION {{schema}}.next_due(queue text, status text DEFAULT 'any', names text[] DEFAULT NULL) RETURNS timestamptz
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
-    v_queue   {{schema}}.queues%ROWTYPE;
-    v_head    {{schema}}.jobs%ROWTYPE;
-    v_pending timestamptz;
-    v_failed  timestamptz;
-    v_lost    timestamptz;
+    v_queue    {{schema}}.queues%ROWTYPE;
+    v_head     {{schema}}.jobs%ROWTYPE;
+    v_priority integer;
+    v_pending  timestamptz;
+    v_failed   timestamptz;
+    v_lost     timestamptz;
 BEGIN
     SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = next_due.queue;
+    IF NOT FOUND THEN
+        SELECT a.paused INTO v_queue.paused FROM {{schema}}.all_queues a;
+    END IF;
+    IF v_queue.paused THEN
+        RETURN NULL;
+    END IF;
     IF v_queue.base = 'blocking' THEN
         v_head := {{schema}}.blocking_head(v_queue);
         IF v_head.id IS NULL OR NOT (next_due.names IS NULL OR v_head.name = ANY (next_due.names)) THEN
@@ -191,12 +223,14 @@ BEGIN
         RETURN v_head.run_at;
     END IF;
 
-    IF next_due.status <> 'failed' THEN
-        v_pending := {{schema}}.next_in_lane(next_due.queue, 0::smallint, 'pending', next_due.names);
-    END IF;
-    IF next_due.status <> 'pending' THEN
-        v_failed := {{schema}}.next_in_lane(next_due.queue, 1::smallint, 'failed', next_due.names);
-    END IF;
+    FOREACH v_priority IN ARRAY CASE WHEN v_queue.prioritized THEN {{schema}}.priorities(next_due.queue) ELSE '{0}' END LOOP
+        IF next_due.status <> 'failed' THEN
+            v_pending := least(v_pending, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority, 'pending', next_due.names));
+        END IF;
+        IF next_due.status <> 'pending' THEN
+            v_failed := least(v_failed, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority + 1, 'failed', next_due.names));
+        END IF;
+    END LOOP;
     -- What is taken back from a lost lease is pending then.
     IF next_due.status <> 'failed' AND (least(v_pending, v_failed) <= now()) IS NOT TRUE AND EXISTS (SELECT FROM {{schema}}.leases l WHERE l.expires_at <= now()) THEN
         SELECT min(l.expires_at) INTO v_lost FROM {{schema}}.leases l WHERE l.expires_at <= now() AND EXISTS (
@@ -210,7 +244,7 @@ $$;
 
 -- The run_at of the first job in a lane that is not running. Where nothing is
 -- due, and jobs of any name count, the index alone tells.
-CREATE FUNCTION {{schema}}.next_in_lane(queue text, lane smallint, status text, names text[]) RETURNS timestamptz
+CREATE FUNCTION {{schema}}.next_in_lane(queue text, lane integer, status text, names text[]) RETURNS timestamptz
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     v_run_at timestamptz;
@@ -241,6 +275,13 @@ BEGIN
             RETURN v_job;
         END IF;
     END IF;
+    -- It may have been declared as another kind of queue before.
+    IF q.prioritized THEN
+        SELECT f.* INTO v_job FROM unnest({{schema}}.priorities(q.name)) AS p (priority), generate_series(0, 2) AS k (lane), LATERAL (
+            SELECT * FROM {{schema}}.jobs j WHERE j.queue = q.name AND j.lane = 3 * p.priority + k.lane ORDER BY j.run_at, j.id LIMIT 1
+        ) AS f ORDER BY f.status = 'running' DESC, f.run_at, f.id LIMIT 1;
+        RETURN v_job;
+    END IF;
     SELECT * INTO v_job FROM (
         (SELECT * FROM {{schema}}.jobs j WHERE j.queue = q.name AND j.lane = 0 ORDER BY j.run_at, j.id LIMIT 1)
         UNION ALL
@@ -265,7 +306,7 @@ $$;
 -- queue, and that survives every crash.
 CREATE FUNCTION {{schema}}.claim_blocking(queue text, skip_failed boolean, names text[], lease uuid)
 RETURNS TABLE (id uuid, name {{schema}}.job_name, payload jsonb, run_at {{schema}}.job_time, created_at {{schema}}.job_time,
-    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb)
+    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb, priority smallint)
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 #variable_conflict use_column
 DECLARE
@@ -274,9 +315,12 @@ DECLARE
 BEGIN
     SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = claim_blocking.queue FOR UPDATE;
     IF NOT FOUND THEN
-        INSERT INTO {{schema}}.queues (name, base, skip_failed)
-        VALUES (claim_blocking.queue, 'blocking', claim_blocking.skip_failed) ON CONFLICT DO NOTHING;
+        INSERT INTO {{schema}}.queues (name, base, skip_failed, paused)
+        SELECT claim_blocking.queue, 'blocking', claim_blocking.skip_failed, a.paused FROM {{schema}}.all_queues a ON CONFLICT DO NOTHING;
         SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = claim_blocking.queue FOR UPDATE;
+    END IF;
+    IF v_queue.paused THEN
+        RETURN;
     END IF;
     v_queue.skip_failed := claim_blocking.skip_failed;
 
@@ -298,7 +342,7 @@ BEGIN
     IF FOUND THEN
         UPDATE {{schema}}.queues q SET head = v_job.id WHERE q.name = claim_blocking.queue;
         RETURN QUERY SELECT v_job.id, v_job.name, v_job.payload, v_job.run_at, v_job.created_at, v_job.started_at,
-            v_job.attempt, v_job.max_attempts, v_job.errors, v_job.timeout_ms, v_job.claims, v_job.attributes;
+            v_job.attempt, v_job.max_attempts, v_job.errors, v_job.timeout_ms, v_job.claims, v_job.attributes, v_job.priority;
     END IF;
 END
 $$;

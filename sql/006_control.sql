@@ -86,7 +86,7 @@ BEGIN
     END IF;
     IF v_job.status <> 'pending' OR v_job.run_at > now() THEN
         UPDATE {{schema}}.jobs j
-        SET status = 'pending', lane = 0, finished_at = NULL,
+        SET status = 'pending', lane = 3 * j.priority, finished_at = NULL,
             run_at = CASE WHEN j.finished_at IS NULL THEN least(j.run_at, now()) ELSE now() END,
             started_at = CASE WHEN j.finished_at IS NULL THEN j.started_at END,
             max_attempts = greatest(j.max_attempts, j.attempt + 1)
