@@ -320,8 +320,7 @@ func (s *Scheduler) settle(ctx context.Context) {
 }
 
 const rescueSQL = `
-SELECT id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
-    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes
+SELECT ` + jobColumns + `
 FROM {{schema}}.rescue()`
 
 // rescue takes back what processes that are gone were running, and returns how
@@ -331,8 +330,7 @@ func (s *Scheduler) rescue(ctx context.Context) (int, error) {
 }
 
 const beginRunSQL = `
-SELECT id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
-    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes
+SELECT ` + jobColumns + `
 FROM {{schema}}.begin_run($1::text)`
 
 // beginRun is rescue at the begin of a run, from which on a created job asks

@@ -200,22 +200,6 @@ func TestControlsMeetOnOneJob(t *testing.T) {
 	require.Zero(t, mustRun(t, s, scheduler.RunFilter{Status: scheduler.JobStatusAny}).Picked)
 }
 
-// Claims write row versions only, no index entries, also with the index of what
-// is called off.
-func TestClaimsStayHOT(t *testing.T) {
-	t.Parallel()
-	pool := newPool(t)
-	var schema string
-	s := newScheduler(t, func(c *scheduler.Config) { schema = c.Schema })
-	mustCreateMany(t, s, 10, "a", scheduler.JobData{})
-	lease := mustQuery[string](t, pool, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), 'me', now() + interval '1 hour') RETURNING id::text")
-	tx, err := pool.Begin(t.Context())
-	require.NoError(t, err)
-	require.Equal(t, 10, mustQuery[int](t, tx, "SELECT count(*) FROM "+schema+".claim('default', true, true, ARRAY['a'], $1::text::uuid, 100, NULL)", lease))
-	require.Equal(t, 10, mustQuery[int](t, tx, "SELECT pg_stat_get_xact_tuples_hot_updated('"+schema+".jobs'::regclass)"))
-	require.NoError(t, tx.Commit(t.Context()))
-}
-
 // What a process says of a cancelled job that never began, or says twice because
 // the answer was lost, comes to the same.
 func TestFinishOfACancelledJobMayBeRepeated(t *testing.T) {

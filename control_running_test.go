@@ -304,3 +304,43 @@ func TestContextOfAHandlerThatHasReturnedIsOver(t *testing.T) {
 		require.ErrorIs(t, ctx.Err(), context.Canceled, name)
 	}
 }
+
+// Who calls a job off that waits tells of it once; of one that runs, the process
+// that records what came of it.
+func TestEventsOfCancelledJobs(t *testing.T) {
+	t.Parallel()
+	told, others := newEvents(), newEvents()
+	pool := newPool(t)
+	var schema string
+	s := newSchedulerOn(t, pool, func(c *scheduler.Config) {
+		schema, c.Observer = c.Schema, told.tell
+		c.JobNames = scheduler.JobNames{"wait": func(ctx context.Context, _ *scheduler.Job) (any, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}}
+	})
+	other := newSchedulerOn(t, pool, func(c *scheduler.Config) { c.Schema, c.Observer = schema, others.tell })
+
+	id := mustCreate(t, s, "wait", scheduler.JobData{}).ID
+	told.next(t, scheduler.EventCreated)
+	for range 2 { // it is cancelled already
+		mustCancel(t, other, id)
+	}
+	e := others.next(t, scheduler.EventCancelled)
+	require.Equal(t, id, e.Job.ID)
+	require.Equal(t, scheduler.JobStatusCancelled, e.Job.Status)
+	require.Zero(t, e.Ran)
+
+	running := mustCreate(t, s, "wait", scheduler.JobData{}).ID
+	told.next(t, scheduler.EventCreated)
+	run := goRun(t.Context(), s, scheduler.RunFilter{})
+	told.next(t, scheduler.EventStarted)
+	mustCancel(t, other, running)
+	e = told.next(t, scheduler.EventCancelled)
+	require.Equal(t, running, e.Job.ID)
+	require.Positive(t, e.Ran)
+	require.ErrorIs(t, e.Err, scheduler.ErrJobCancelled)
+	require.Equal(t, 1, await(t, run).report.Cancelled)
+	require.Empty(t, told)
+	require.Empty(t, others)
+}

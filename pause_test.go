@@ -336,3 +336,34 @@ func newClosedPool(t *testing.T) *pgxpool.Pool {
 	pool.Close()
 	return pool
 }
+
+// Every process sees which queues are paused, also one that nobody declared.
+func TestQueueStatsTellsOfPauses(t *testing.T) {
+	t.Parallel()
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) { schema, c.Queues = c.Schema, queueConfigs{"own": {}} })
+	other := newScheduler(t, func(c *scheduler.Config) { c.Schema = schema })
+	undeclared, err := scheduler.New(newPool(t), scheduler.Config{Schema: schema, Queues: queueConfigs{"new": {}}})
+	require.NoError(t, err)
+	paused := func() map[scheduler.JobQueue]bool {
+		stats, err := undeclared.QueueStats(t.Context())
+		require.NoError(t, err)
+		paused := map[scheduler.JobQueue]bool{}
+		for _, q := range stats {
+			paused[q.Queue] = q.Paused
+		}
+		return paused
+	}
+	all := func(is bool) map[scheduler.JobQueue]bool {
+		return map[scheduler.JobQueue]bool{"default": is, "blocking": is, "own": is, "new": is}
+	}
+	require.Equal(t, all(false), paused())
+	require.NoError(t, other.PauseQueue(t.Context(), "blocking"))
+	want := all(false)
+	want["blocking"] = true
+	require.Equal(t, want, paused())
+	require.NoError(t, other.PauseQueue(t.Context(), scheduler.JobQueueAll))
+	require.Equal(t, all(true), paused())
+	require.NoError(t, s.ResumeQueue(t.Context(), scheduler.JobQueueAll))
+	require.Equal(t, all(false), paused())
+}

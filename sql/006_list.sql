@@ -67,7 +67,9 @@ BEGIN
                 list_jobs.created_after, list_jobs.created_before, v_from, v_to, list_jobs.n, v_lanes;
         EXIT WHEN cardinality(v_ids) = list_jobs.n;
     END LOOP;
-    RETURN QUERY SELECT j.* FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) ORDER BY j.id DESC;
+    IF v_ids <> '{}' THEN
+        RETURN QUERY SELECT j.* FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) ORDER BY j.id DESC;
+    END IF;
 END
 $$;
 
