@@ -1,6 +1,7 @@
 package scheduler_test
 
 import (
+	"context"
 	"regexp"
 	"strings"
 	"testing"
@@ -285,6 +286,29 @@ func TestServiceCleansUp(t *testing.T) {
 	mustRun(t, c.Scheduler, scheduler.RunFilter{})
 	waitFor(t, func() bool { return len(c.left(t)) == 1 })
 	require.Equal(t, []string{kept}, c.left(t))
+}
+
+// A job that is retried while a clean-up looks at it is unfinished from then on.
+func TestCleanUpSparesAJobThatIsRetriedMeanwhile(t *testing.T) {
+	t.Parallel()
+	c := newCleanUpTest(t, nil)
+	ids := c.jobs(t, 2, "dead", "60 days")
+	mustExecAll(t, c.pool, inTestSchema(c.schema, `CREATE OR REPLACE FUNCTION s.unreferenced() RETURNS text LANGUAGE sql AS
+		$$ SELECT 'AND pg_advisory_xact_lock(hashtext(''`+c.schema+`'')) IS NOT NULL' $$`)) // it looks, and waits
+	tx, err := c.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	mustExec(t, tx, "SELECT pg_advisory_xact_lock(hashtext($1))", c.schema)
+	done := make(chan int, 1)
+	go func() { done <- c.cleanUp(t) }()
+	waitFor(t, func() bool {
+		return mustQuery[bool](t, c.pool, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1)",
+			"%"+c.schema+".clean_up%")
+	})
+	mustRetry(t, c.Scheduler, ids[0])
+	require.NoError(t, tx.Commit(t.Context()))
+	require.Equal(t, 1, await(t, done))
+	require.Equal(t, ids[:1], c.left(t))
 }
 
 // inTestSchema puts a schema in place of "s.".

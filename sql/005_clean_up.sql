@@ -57,8 +57,12 @@ BEGIN
         SELECT j.id INTO v_last FROM {{schema}}.jobs j WHERE j.id > v_state.last_id AND j.id < v_before
         ORDER BY j.id OFFSET c_look - 1 LIMIT 1;
     END IF;
-    -- Rows that somebody has locked are about to be referenced, or to go.
-    v_ids := ARRAY(SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE SKIP LOCKED);
+    -- Rows that somebody has locked are about to be referenced, or to go. One that
+    -- was retried since then is another matter: it is looked at once more.
+    v_ids := ARRAY(
+        SELECT j.id FROM {{schema}}.jobs j
+        WHERE j.id = ANY (v_ids) AND j.finished_at <= now() - CASE j.status WHEN 'dead' THEN keep_dead ELSE keep END
+        ORDER BY j.id FOR UPDATE SKIP LOCKED);
     v_deleted := {{schema}}.delete_jobs(v_ids);
     PERFORM {{schema}}.clean_up_keys(least(10 * batch, c_look)); -- as jobs go, their keys are come to in time
 
