@@ -238,3 +238,31 @@ func TestRunsThatSeeDifferentHeadsAreKeptApart(t *testing.T) {
 	close(release)
 	require.Equal(t, 1, await(t, one).report.Succeeded+await(t, two).report.Succeeded)
 }
+
+// Somebody changes the head in a transaction that lasts: no claim waits for that,
+// as none would in another queue, and what is then is what counts.
+func TestBlockingClaimPassesOverALockedHead(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) { schema, c.JobNames = c.Schema, scheduler.JobNames{"a": succeed} })
+	blocking := scheduler.RunFilter{Queue: scheduler.JobQueueBlocking}
+	id := mustCreate(t, s, "a", scheduler.JobData{Queue: scheduler.JobQueueBlocking}).ID
+	tx, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	mustExec(t, tx, "SELECT "+schema+".reschedule_job($1::text::uuid, now() + interval '1 day')", id)
+	select {
+	case result := <-goRun(t.Context(), s, blocking):
+		require.NoError(t, result.err)
+		require.Zero(t, result.report.Picked)
+	case <-time.After(patience / 2): // less than a claim may take
+		require.Fail(t, "a claim waits for a transaction")
+	}
+	require.NoError(t, s.PauseQueue(t.Context(), scheduler.JobQueueBlocking))
+	require.NoError(t, s.ResumeQueue(t.Context(), scheduler.JobQueueBlocking))
+	require.NoError(t, tx.Commit(t.Context()))
+	require.Zero(t, mustRun(t, s, blocking).Picked)
+	mustRetry(t, s, id)
+	require.Equal(t, 1, mustRun(t, s, blocking).Succeeded)
+}

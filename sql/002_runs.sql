@@ -304,6 +304,10 @@ $$;
 -- next job beside the first. The lock lasts for this short transaction; while
 -- the job runs, it is the job's own row (its status and lease) that holds the
 -- queue, and that survives every crash.
+--
+-- A head that somebody has locked is about to be replaced, moved or called off,
+-- maybe in a transaction that lasts: nothing is claimed then, and nobody waits
+-- here with the queue's lock. Neither is one that was moved just before.
 CREATE FUNCTION {{schema}}.claim_blocking(queue text, skip_failed boolean, names text[], lease uuid)
 RETURNS TABLE (id uuid, name {{schema}}.job_name, payload jsonb, run_at {{schema}}.job_time, created_at {{schema}}.job_time,
     started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb, priority smallint)
@@ -337,7 +341,10 @@ BEGIN
     UPDATE {{schema}}.jobs j
     SET status = 'running', lease_id = claim_blocking.lease, started_at = clock_timestamp(),
         attempt = j.attempt + 1, claims = j.claims + 1
-    WHERE j.id = v_job.id AND j.claims = v_job.claims AND j.status IN ('pending', 'failed')
+    WHERE j.id = (
+        SELECT r.id FROM {{schema}}.jobs r
+        WHERE r.id = v_job.id AND r.claims = v_job.claims AND r.status IN ('pending', 'failed') AND r.run_at = v_job.run_at
+        FOR NO KEY UPDATE SKIP LOCKED)
     RETURNING * INTO v_job;
     IF FOUND THEN
         UPDATE {{schema}}.queues q SET head = v_job.id WHERE q.name = claim_blocking.queue;
