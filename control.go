@@ -50,7 +50,8 @@ const retryJobSQL = controlSQL + `retry_job($1::text::uuid)`
 // A failed one that holds the queue keeps its place, which is the first.
 //
 // The error is ErrJobNotFound if there is no job with this id, and ErrJobState
-// if it is running, has succeeded, or has used up 1,000 attempts.
+// if it is running, has succeeded, has used up 1,000 attempts, or is dead or
+// cancelled while another job, not finished, has its UniqueKey.
 func (s *Scheduler) RetryJob(ctx context.Context, id string) (*Job, error) {
 	job, err := s.control(ctx, retryJobSQL, id)
 	if err != nil {

@@ -71,18 +71,27 @@ $$;
 -- In a blocking queue a job that was finished stands behind those that are due
 -- by now, and before those that are due later, as if it had not been started. A
 -- failed one that holds the queue goes on holding it.
+--
+-- A finished one with a unique key has to take that again. The key is locked
+-- before the job, as create_unique does.
 CREATE FUNCTION {{schema}}.retry_job(id uuid) RETURNS {{schema}}.jobs
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     c_most CONSTANT integer := 1000; -- attempts
-    v_job  {{schema}}.jobs%ROWTYPE := {{schema}}.lock_job(retry_job.id);
+    v_job  {{schema}}.jobs%ROWTYPE;
 BEGIN
+    PERFORM {{schema}}.lock_keys(ARRAY[j.name::text], ARRAY[j.attributes ->> 'unique_key'])
+    FROM {{schema}}.jobs j WHERE j.id = retry_job.id AND j.attributes ? 'unique_key';
+    v_job := {{schema}}.lock_job(retry_job.id);
     IF v_job.status IN ('running', 'succeeded') THEN
         PERFORM {{schema}}.refuse_status(v_job, 'pending, failed, dead or cancelled');
     END IF;
     IF v_job.attempt >= c_most THEN
         RAISE EXCEPTION 'job % has used up % attempts: expected less, as no job may have more than %', v_job.id, v_job.attempt, c_most
             USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    IF v_job.finished_at IS NOT NULL AND v_job.attributes ? 'unique_key' THEN
+        PERFORM {{schema}}.take_key(v_job);
     END IF;
     IF v_job.status <> 'pending' OR v_job.run_at > now() THEN
         UPDATE {{schema}}.jobs j
@@ -94,6 +103,23 @@ BEGIN
     END IF;
     PERFORM {{schema}}.announce(v_job.queue, v_job.run_at);
     RETURN v_job;
+END
+$$;
+
+-- Gives a job its unique key again, which is locked, or refuses if an unfinished
+-- one has it by now.
+CREATE FUNCTION {{schema}}.take_key(job {{schema}}.jobs) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+DECLARE
+    v_holder uuid;
+BEGIN
+    SELECT h.id INTO v_holder FROM {{schema}}.unique_keys k JOIN {{schema}}.jobs h ON h.id = k.job_id
+    WHERE k.name = job.name AND k.key = job.attributes ->> 'unique_key' AND h.id <> job.id AND h.finished_at IS NULL;
+    IF FOUND THEN
+        RAISE EXCEPTION 'job % has the unique key of job %, which is not finished: expected that to be finished first', job.id, v_holder
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    UPDATE {{schema}}.unique_keys k SET job_id = job.id WHERE k.name = job.name AND k.key = job.attributes ->> 'unique_key';
 END
 $$;
 
