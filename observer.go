@@ -52,7 +52,7 @@ type Event struct {
 type observer struct {
 	mu     sync.Mutex
 	events chan Event // nil until the first one
-	bytes  int        // of payloads and results in events
+	bytes  int        // of what is in the jobs of events
 	ended  bool       // by Shutdown: no more are taken
 
 	dropped int       // not yet told of in the log
@@ -109,7 +109,13 @@ func (s *Scheduler) logDropped(n int) {
 	}
 }
 
-func (e *Event) size() int { return len(e.Job.Payload) + len(e.Job.Result) }
+func (e *Event) size() int {
+	size := len(e.Job.Payload) + len(e.Job.Result) + len(e.Job.Metadata)
+	for i := range e.Job.Errors {
+		size += len(e.Job.Errors[i].Error)
+	}
+	return size
+}
 
 func (o *observer) deliver(s *Scheduler) {
 	ended := false
@@ -197,6 +203,7 @@ func (o *sighting) event(kind EventKind) Event {
 // copied is a copy of the job that shares nothing with it.
 func (j *Job) copied() Job {
 	c := *j
+	c.life = nil
 	c.Payload, c.Result, c.Metadata = slices.Clone(j.Payload), slices.Clone(j.Result), slices.Clone(j.Metadata)
 	c.Tags, c.Errors = slices.Clone(j.Tags), slices.Clone(j.Errors)
 	for _, at := range []**time.Time{&c.StartedAt, &c.FinishedAt} {

@@ -264,27 +264,6 @@ func TestASlowObserverHoldsUpNoJob(t *testing.T) {
 	require.Contains(t, log.String(), fmt.Sprintf("events=%d\n", n+2*1000-4096-1), "the others are counted")
 }
 
-// Events are bounded in bytes too.
-func TestEventsOfLargeJobsAreBounded(t *testing.T) {
-	t.Parallel()
-	stuck, release := make(chan struct{}), make(chan struct{})
-	var told atomic.Int32
-	s := newScheduler(t, func(c *scheduler.Config) {
-		c.Observer = func(scheduler.Event) {
-			if told.Add(1) == 1 {
-				close(stuck)
-			}
-			<-release
-		}
-	})
-	mustCreate(t, s, "a", scheduler.JobData{})
-	await(t, stuck)
-	mustCreateMany(t, s, 20, "a", scheduler.JobData{Payload: strings.Repeat("x", 1<<20-2)})
-	close(release)
-	require.NoError(t, s.Shutdown(t.Context()))
-	require.EqualValues(t, 1+16, told.Load())
-}
-
 // Shutdown does not wait for ever for an observer that does not return.
 func TestShutdownGivesUpOnAStuckObserver(t *testing.T) {
 	t.Parallel()
