@@ -15,6 +15,7 @@ type attempt struct {
 	recorded func(*outcome)  // called when its outcome is in the database, or dropped
 
 	completion completion // whether its handler called CompleteTx
+	given      Job        // the copy that its handler has, and may change
 }
 
 // slots runs as many handlers at once as Config.Concurrency allows. A goroutine

@@ -17,6 +17,9 @@ import (
 // tells which. It carries the values of the context given to Run or Work, and
 // does not end with that.
 //
+// The job is a copy that is the handler's own: what it changes in it, nobody
+// sees but the handlers that middleware hands it on to.
+//
 // What it returns is the job's verdict: nil means succeeded, and result, as
 // JSON of at most 1 MiB, is kept with the job; an error means that the attempt
 // failed, and the job is rerun after the queue's backoff until its attempts are
@@ -119,7 +122,9 @@ func (s *Scheduler) handle(a *attempt) {
 		}
 		s.record(out)
 	}()
-	result, err := s.handlers[job.Name](ctx, job)
+	a.given = *job
+	a.given.life = nil // ours alone, and not to be kept by who keeps the job
+	result, err := s.handlers[job.Name](ctx, &a.given)
 	out.seen.returned()
 	// Shutdown's doing, not the handler's: the attempt does not count.
 	interrupted := err != nil && errors.Is(context.Cause(job.life.lease), ErrShuttingDown)

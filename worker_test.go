@@ -305,3 +305,34 @@ func TestTimeoutEndsTheContextWithItsCause(t *testing.T) {
 	require.JSONEq(t, "true", string(runs(t, s, scheduler.JobData{Queue: "short", Timeout: time.Minute}).Result))
 	require.JSONEq(t, `"late"`, string(runs(t, s, scheduler.JobData{Queue: "short"}).Result))
 }
+
+// The job that a handler has is its own.
+func TestHandlersMayChangeTheirJob(t *testing.T) {
+	t.Parallel()
+	tricks := map[string]func(job *scheduler.Job){
+		"all of it": func(job *scheduler.Job) { *job = scheduler.Job{} },
+		"its fence": func(job *scheduler.Job) { job.ID, job.Name, job.Queue, job.Attempt, job.MaxAttempts = "", "", "", 9, 1 },
+	}
+	for name, trick := range tricks {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newScheduler(t, func(c *scheduler.Config) {
+				c.JobNames = scheduler.JobNames{"a": func(ctx context.Context, job *scheduler.Job) (any, error) {
+					trick(job)
+					return nil, errors.New("failed as asked")
+				}}
+				c.Middleware = []scheduler.Middleware{func(_ string, next scheduler.HandlerFunc) scheduler.HandlerFunc {
+					return func(ctx context.Context, job *scheduler.Job) (any, error) {
+						trick(job)
+						return next(ctx, job)
+					}
+				}}
+			})
+			job := mustCreate(t, s, "a", scheduler.JobData{Payload: 1, MaxAttempts: 2})
+			require.Equal(t, 1, mustRun(t, s, scheduler.RunFilter{}).Failed)
+			got := mustGet(t, s, job.ID)
+			require.Equal(t, scheduler.JobStatusFailed, got.Status)
+			require.Equal(t, []int{1, 1}, []int{got.Attempt, got.Errors[0].Attempt})
+		})
+	}
+}
