@@ -88,6 +88,8 @@ func (s *Scheduler) CreateJob(ctx context.Context, name string, data JobData) (*
 		var f found
 		f, err = s.createUnique(ctx, &row, nil)
 		job = f.job
+	case row.priority != 0 && !s.queues[JobQueue(row.queue)].ranked.Load():
+		job, err = s.createFirstRanked(ctx, &row)
 	case s.gatherer.alone():
 		job, err = s.createAlone(ctx, &row)
 	default:
@@ -100,8 +102,25 @@ func (s *Scheduler) CreateJob(ctx context.Context, name string, data JobData) (*
 	return job, nil
 }
 
+// createFirstRanked is for a queue that may not have had jobs with priorities
+// yet: the creation of the first one waits for another one of it, in whatever
+// transaction that is (see prioritize in sql/007_priority.sql). Until one has
+// happened, they share no statement with others, which need not wait.
+func (s *Scheduler) createFirstRanked(ctx context.Context, row *newRow) (*Job, error) {
+	job, err := s.createApart(ctx, row)
+	if err == nil {
+		s.queues[job.Queue].ranked.Store(true)
+	}
+	return job, err
+}
+
 func (s *Scheduler) createAlone(ctx context.Context, row *newRow) (*Job, error) {
 	defer s.gatherer.landed(s)
+	return s.createApart(ctx, row)
+}
+
+// createApart stores a job in a statement of its own, and tells of it.
+func (s *Scheduler) createApart(ctx context.Context, row *newRow) (*Job, error) {
 	began, notifies := time.Now(), s.notifier.carry()
 	job, dueIn, heard, err := s.insertJob(ctx, s.pool, row, notifies)
 	if notifies {
@@ -129,6 +148,9 @@ const notifyCreatedSQL = `SELECT {{schema}}.notify_created($1::text, $2::timesta
 // REPEATABLE READ or SERIALIZABLE, a key that was taken by somebody else since
 // the transaction began is a serialization error (40001), as any row would be.
 // Both are a *pgconn.PgError, and the transaction is to be tried again.
+//
+// The first one of its queue with a Priority holds up, until then, others with
+// one in that queue, PauseQueue and Migrate.
 func (s *Scheduler) CreateJobTx(ctx context.Context, tx pgx.Tx, name string, data JobData) (*Job, error) {
 	row, err := s.newRow(ctx, name, data)
 	if err != nil {

@@ -320,3 +320,38 @@ func TestAQueueWithPrioritiesThatBecomesBlocking(t *testing.T) {
 	require.Equal(t, 3, mustRun(t, serial, scheduler.RunFilter{Queue: "own", Limit: 10}).Succeeded)
 	require.Equal(t, []string{"0", "1", "2"}, p.taken())
 }
+
+// The first job with a priority, in a transaction that lasts, holds up the next
+// one in that queue, but nobody who comes together with that.
+func TestTheFirstPriorityHoldsUpNoOtherCreation(t *testing.T) {
+	t.Parallel()
+	p := newPriorityTest(t, func(c *scheduler.Config) { c.Queues = queueConfigs{"ranked": {}} })
+	tx, err := p.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	_, err = p.two.CreateJobTx(t.Context(), tx, "a", scheduler.JobData{Queue: "ranked", Priority: 1})
+	require.NoError(t, err)
+
+	const n, every = 300, 100
+	done, ranked := make(chan error, n), make(chan error, n/every)
+	for i := range n {
+		if i%every == every/2 {
+			go func() {
+				_, err := p.one.CreateJob(t.Context(), "a", scheduler.JobData{Queue: "ranked", Priority: 2})
+				ranked <- err
+			}()
+		}
+		go func() {
+			_, err := p.one.CreateJob(t.Context(), "a", scheduler.JobData{})
+			done <- err
+		}()
+	}
+	for range n {
+		require.NoError(t, await(t, done))
+	}
+	require.Empty(t, ranked)
+	require.NoError(t, tx.Commit(t.Context()))
+	for range cap(ranked) {
+		require.NoError(t, await(t, ranked))
+	}
+}

@@ -73,6 +73,7 @@ type queue struct {
 	turn     turn        // to claim
 	draining atomic.Bool // the resident loop is claiming its jobs
 	unpolled atomic.Bool // a poll left it out because of that
+	ranked   atomic.Bool // the database knows that its jobs have priorities
 }
 
 func (q *queue) blocking() bool { return q.Extends == JobQueueBlocking }
