@@ -30,6 +30,9 @@ const (
 	DuplicateReplace DuplicatePolicy = "replace"
 )
 
+// keepInFull is DuplicateKeep as JSON may have it.
+const keepInFull = "keep"
+
 const (
 	mostUniqueKey = 256
 	mostUniqueFor = 366 * 24 * time.Hour // clean_up_keys in sql/006_unique.sql keeps keys for as long
@@ -47,7 +50,6 @@ func uniquenessOf(data JobData) (*uniqueness, *InputError) {
 	if err := checkText(data.UniqueKey, mostUniqueKey); err != nil {
 		return nil, &InputError{"unique_key", err}
 	}
-	const keepInFull = "keep" // as JSON has it
 	switch {
 	case data.UniqueFor < 0 || data.UniqueFor > mostUniqueFor:
 		return nil, badInput("unique_for", "%s: expected 0 to %s", data.UniqueFor, mostUniqueFor)
@@ -191,6 +193,19 @@ func (k *keyedRequest) setDigest(body []byte, data JobData) error {
 	}
 	if data.Queue == JobQueueDefault {
 		fields["queue"] = nil
+	}
+	if fields["on_duplicate"] == keepInFull {
+		fields["on_duplicate"] = nil
+	}
+	for field, duration := range map[string]time.Duration{"timeout": data.Timeout, "unique_for": data.UniqueFor} {
+		if fields[field] = nil; duration != 0 {
+			fields[field] = duration.String()
+		}
+	}
+	for field, given := range map[string]bool{"max_attempts": data.MaxAttempts != 0, "priority": data.Priority != 0, "tags": len(data.Tags) > 0} {
+		if !given {
+			fields[field] = nil
+		}
 	}
 	maps.DeleteFunc(fields, func(field string, value any) bool { return value == nil || value == "" && field != "payload" })
 	text, err := json.Marshal(fields)

@@ -101,6 +101,24 @@ func TestIdempotencyKey(t *testing.T) {
 	require.Equal(t, 5, w.stored(t))
 }
 
+// A field that says what its absence says, or says it in another way, makes no
+// other body.
+func TestIdempotencyKeyOfBodiesThatMeanTheSame(t *testing.T) {
+	t.Parallel()
+	w := newWeb(t, nil)
+	job := w.created(t, 201, `{"name": "succeed", "timeout": "90s", "unique_key": "u", "unique_for": "60s"}`, keyHeader, "k")
+	for _, same := range []string{
+		`"priority": 0`, `"max_attempts": 0`, `"tags": []`, `"on_duplicate": "keep"`, `"on_duplicate": ""`, `"metadata": null`, `"payload": null`, `"owner": ""`,
+	} {
+		body := `{"name": "succeed", "timeout": "1m30s", "unique_key": "u", "unique_for": "1m", ` + same + `}`
+		require.Equal(t, job.ID, w.created(t, 200, body, keyHeader, "k").ID, same)
+	}
+	for _, other := range []string{`"priority": 1`, `"tags": ["a"]`, `"on_duplicate": "replace"`, `"metadata": {}`, `"payload": 0`, `"payload": []`} {
+		body := `{"name": "succeed", "timeout": "90s", "unique_key": "u", "unique_for": "60s", ` + other + `}`
+		w.call(t, "POST", "/api/jobs", body, keyHeader, "k").requireProblem(t, 409, "", "Idempotency-Key")
+	}
+}
+
 func TestIdempotencyKeyIsForADay(t *testing.T) {
 	t.Parallel()
 	w := newWeb(t, nil)
