@@ -209,7 +209,7 @@ func (q *queue) compare(a, b *Job) int {
 			return cmp.Compare(a.Priority, b.Priority)
 		}
 	}
-	return cmp.Or(a.RunAt.Compare(b.RunAt), cmp.Compare(a.ID, b.ID))
+	return cmp.Or(a.RunAt.Compare(b.RunAt), cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.ID, b.ID))
 }
 
 // overdue: the job had waited for so long that its priority counted for nothing.

@@ -135,6 +135,24 @@ func TestPrioritiesStarveNobody(t *testing.T) {
 	}
 }
 
+// Nor do those of lower priorities that are due at the same time as the last of
+// what is taken: a batch, of which all are.
+func TestABatchDoesNotGoBeforeWhatIsOlder(t *testing.T) {
+	t.Parallel()
+	p := newPriorityTest(t, func(c *scheduler.Config) { c.Concurrency = 3 }) // that claims 3 at once
+	hour := mustQuery[time.Time](t, p.pool, "SELECT now() - interval '1 hour'")
+	oldest := []string{p.add(t, 100, 3*time.Hour), p.add(t, 50, 2*time.Hour)}
+	batch := make([]scheduler.NewJob, 5)
+	for i := range batch {
+		batch[i] = scheduler.NewJob{Name: "a", JobData: scheduler.JobData{RunAt: hour, Priority: 5 - i, Payload: 5 - i}}
+	}
+	_, err := p.two.CreateJobs(t.Context(), batch)
+	require.NoError(t, err)
+	require.Equal(t, 3, mustRun(t, p.one, scheduler.RunFilter{Limit: 3}).Succeeded)
+	require.ElementsMatch(t, append(oldest, "1"), p.taken(), "of the same age the lower priority")
+	require.Equal(t, 4, mustRun(t, p.one, scheduler.RunFilter{Limit: 4}).Succeeded)
+}
+
 // A job keeps its priority over retries, snoozes, and the loss of its process.
 func TestPriorityIsKept(t *testing.T) {
 	t.Parallel()

@@ -21,6 +21,8 @@ $$;
 --
 -- The n oldest of what is overdue are looked up without a lock. Others may have
 -- them by the time they are claimed; then the rest of what is overdue follows.
+-- As the last of the n many may be as old, of which the lower priorities are
+-- taken, those that are older are claimed before.
 CREATE FUNCTION {{schema}}.claim_by_priority(
     queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, overdue interval) RETURNS SETOF {{schema}}.jobs
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
@@ -42,7 +44,9 @@ BEGIN
                     AND j.run_at < now() - claim_by_priority.overdue AND j.name = ANY (claim_by_priority.names)
                 ORDER BY j.run_at LIMIT claim_by_priority.n) AS j
         WHERE k.wanted ORDER BY j.run_at LIMIT claim_by_priority.n) AS oldest;
-    FOREACH v_until IN ARRAY CASE WHEN v_oldest IS NULL THEN ARRAY[now()] ELSE ARRAY[v_oldest, now() - claim_by_priority.overdue, now()] END LOOP
+    FOREACH v_until IN ARRAY CASE WHEN v_oldest IS NULL THEN ARRAY[now()]
+        ELSE ARRAY[v_oldest - interval '1 microsecond', v_oldest, now() - claim_by_priority.overdue, now()] END
+    LOOP
         FOREACH v_priority IN ARRAY v_priorities LOOP
             RETURN QUERY
                 WITH pending AS MATERIALIZED (
