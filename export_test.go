@@ -3,6 +3,9 @@ package scheduler
 import (
 	"context"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // Claim is the part of a run, in the default queue, that benchmarks measure alone.
@@ -47,5 +50,34 @@ func TellAll(s *Scheduler, job *Job) float64 {
 		out.seen.returned()
 		out.seen.failed(nil)
 		s.tellOutcome(out)
+	})
+}
+
+// ForgetProgress lets claims look for jobs that became due earlier, as they do
+// after a second.
+func ForgetProgress(s *Scheduler) {
+	for _, q := range s.queues {
+		for i := range q.progress {
+			q.progress[i].forget()
+		}
+	}
+}
+
+// NeverCleanUp lets a process clean up nothing in the background.
+func NeverCleanUp(s *Scheduler) {
+	s.cleaner.mu.Lock()
+	defer s.cleaner.mu.Unlock()
+	s.cleaner.next = time.Now().Add(24 * time.Hour)
+}
+
+// AllJobs reads the whole table, newest first.
+func AllJobs(ctx context.Context, s *Scheduler) ([]*Job, error) {
+	rows, err := s.pool.Query(ctx, s.sql("SELECT "+jobColumns+" FROM {{schema}}.jobs ORDER BY id DESC"))
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Job, error) {
+		job := &Job{}
+		return job, job.scan(row)
 	})
 }
