@@ -98,3 +98,27 @@ func ExampleQueueConfig() {
 	// bills 10
 	// default 20
 }
+
+// A job of its own is told of every job of a queue that has died.
+func ExampleQueueConfig_onDead() {
+	ctx := context.Background()
+	jobs := start(scheduler.Config{
+		JobNames: scheduler.JobNames{
+			"charge": func(context.Context, *scheduler.Job) (any, error) {
+				return nil, scheduler.Cancel(errors.New("the card has expired"))
+			},
+			"ask-for-another-card": scheduler.Handle(func(_ context.Context, dead scheduler.Job) (any, error) {
+				fmt.Printf("%s: %s for %s: %s\n", dead.Status, dead.Name, dead.Owner, dead.Errors[0].Error)
+				return nil, nil
+			}),
+		},
+		Queues: map[scheduler.JobQueue]scheduler.QueueConfig{"payments": {OnDead: "ask-for-another-card"}},
+	})
+	_, err := jobs.CreateJob(ctx, "charge", scheduler.JobData{Queue: "payments", Owner: "ada"})
+	check(err)
+	_, err = jobs.Run(ctx, scheduler.RunFilter{Queue: "payments"})
+	check(err)
+	_, err = jobs.Run(ctx, scheduler.RunFilter{}) // it is in the default queue
+	check(err)
+	// Output: dead: charge for ada: the card has expired
+}

@@ -128,15 +128,19 @@ func execText(ctx context.Context, conn *pgconn.PgConn, text string) error {
 }
 
 const declareQueuesSQL = `
-INSERT INTO {{schema}}.queues AS q (name, base, skip_failed, max_attempts, paused)
-SELECT n.*, a.paused FROM unnest($1::text[], $2::text[], $3::bool[], $4::int[]) AS n, {{schema}}.all_queues a
+INSERT INTO {{schema}}.queues AS q (name, base, skip_failed, max_attempts, on_dead, paused)
+SELECT n.*, a.paused FROM unnest($1::text[], $2::text[], $3::bool[], $4::int[], $5::text[]) AS n, {{schema}}.all_queues a
 ON CONFLICT (name) DO UPDATE
-SET base = excluded.base, skip_failed = excluded.skip_failed, max_attempts = excluded.max_attempts
-WHERE (q.base, q.skip_failed, q.max_attempts) IS DISTINCT FROM (excluded.base, excluded.skip_failed, excluded.max_attempts)`
+SET base = excluded.base, skip_failed = excluded.skip_failed, max_attempts = excluded.max_attempts,
+    on_dead = coalesce(excluded.on_dead, q.on_dead)
+WHERE (q.base, q.skip_failed, q.max_attempts, q.on_dead) IS DISTINCT FROM
+    (excluded.base, excluded.skip_failed, excluded.max_attempts, coalesce(excluded.on_dead, q.on_dead))`
 
-const otherBasesSQL = `
-SELECT q.name, n.base, q.base FROM unnest($1::text[], $2::text[]) AS n (name, base)
-JOIN {{schema}}.queues q ON q.name = n.name AND q.base <> n.base`
+const declaredOtherwiseSQL = `
+SELECT q.name, o.setting, o.now, o.before FROM unnest($1::text[], $2::text[], $3::text[]) AS n (name, base, on_dead)
+JOIN {{schema}}.queues q ON q.name = n.name,
+LATERAL (VALUES ('extends', n.base, q.base), ('on_dead', n.on_dead, q.on_dead)) AS o (setting, now, before)
+WHERE o.before <> o.now AND o.before <> ''`
 
 // declareQueues tells the database of the queues, for jobs created in SQL and
 // for workers. Queues that another service declared stay.
@@ -145,24 +149,31 @@ func (s *Scheduler) declareQueues(ctx context.Context, tx pgx.Tx) error {
 	var names, bases []string
 	var skipFailed []bool
 	var maxAttempts []int32
+	var onDead []*string // nil: says nothing about it
 	for _, q := range queues {
 		names, bases = append(names, string(q.name)), append(bases, string(q.Extends))
 		skipFailed, maxAttempts = append(skipFailed, q.SkipFailed), append(maxAttempts, int32(q.MaxAttempts))
+		// A service that only creates jobs has no say in what becomes of dead ones.
+		if says := q.OnDead != "" || len(s.names) > 0; says {
+			onDead = append(onDead, &q.OnDead)
+		} else {
+			onDead = append(onDead, nil)
+		}
 	}
-	rows, err := tx.Query(ctx, s.sql(otherBasesSQL), names, bases)
+	rows, err := tx.Query(ctx, s.sql(declaredOtherwiseSQL), names, bases, onDead)
 	if err != nil {
 		return err
 	}
-	var name, base, before string
-	_, err = pgx.ForEachRow(rows, []any{&name, &base, &before}, func() error {
+	var name, setting, now, before string
+	_, err = pgx.ForEachRow(rows, []any{&name, &setting, &now, &before}, func() error {
 		s.config.Logger.WarnContext(ctx, "scheduler: a queue was declared otherwise before: every process that works on it must say the same",
-			"queue", name, "extends", base, "before", before)
+			"queue", name, setting, now, "before", before)
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(ctx, s.sql(declareQueuesSQL), names, bases, skipFailed, maxAttempts)
+	_, err = tx.Exec(ctx, s.sql(declareQueuesSQL), names, bases, skipFailed, maxAttempts, onDead)
 	return err
 }
 

@@ -52,6 +52,16 @@ type QueueConfig struct {
 	// nothing for blocking queues, and for those without priorities. Defaults to
 	// 10 minutes.
 	PriorityAge time.Duration
+	// OnDead is the name of the job that is created when one of this queue
+	// becomes dead: in the same transaction, once for each death, in the default
+	// queue and due at once. Its payload is the dead job as a Job in JSON, of its
+	// Errors the last one; without Payload, Result and Metadata, which GetJob has.
+	// So its handler may be Handle of a func that takes a Job. If it is dead
+	// itself, no other is created for it.
+	//
+	// It counts from Migrate on, in all processes. It must be one of
+	// Config.JobNames, if that is set. Defaults to none.
+	OnDead string
 	// SkipFailed lets a blocking queue go on with the next job while a failed
 	// one waits for its backoff. By default the failed job holds the queue, so
 	// that order is kept. It means nothing for other queues.
@@ -139,8 +149,23 @@ func newQueue(name JobQueue, config, base QueueConfig) (*queue, error) {
 		return nil, badInput("queues", "queue %q: timeout %s: expected none or a time above zero", name, config.Timeout)
 	}
 	setDefault(&config.PriorityAge, base.PriorityAge)
+	setDefault(&config.OnDead, base.OnDead)
 	config.SkipFailed = config.SkipFailed || base.SkipFailed
 	return &queue{QueueConfig: config, name: name, turn: make(turn, 1)}, nil
+}
+
+// checkOnDead checks the name of a job that is created for dead ones; "" is none.
+func (c Config) checkOnDead(name string) error {
+	if name == "" {
+		return nil
+	}
+	if err := checkJobName(name); err != nil {
+		return err
+	}
+	if c.JobNames != nil && c.JobNames[name] == nil {
+		return fmt.Errorf("%w %s: it has no handler in Config.JobNames", ErrUnknownJobName, shown(name))
+	}
+	return nil
 }
 
 // defaultBackoff grows with the fourth power of the attempt; the tenth up or

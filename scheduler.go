@@ -214,6 +214,11 @@ func (c Config) check() error {
 			return badInput("backoffs", "%q: expected a function, got nil", name)
 		}
 	}
+	for queue, config := range c.Queues {
+		if err := c.checkOnDead(config.OnDead); err != nil {
+			return &InputError{"queues", fmt.Errorf("queue %q: on dead: %w", queue, err)}
+		}
+	}
 	for i, token := range c.Tokens {
 		if token == "" {
 			return badInput("tokens", "token %d is empty: is the variable that it comes from set?", i)

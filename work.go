@@ -122,6 +122,8 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue) error {
 			s.resident.alarm.in(0)
 		case o.delay != nil:
 			s.resident.alarm.in(*o.delay)
+		case o.status == JobStatusDead && q.OnDead != "":
+			s.resident.alarm.in(0)
 		}
 		s.underway.Done()
 		wake(free)

@@ -98,10 +98,13 @@ CREATE TABLE {{schema}}.queues (
     head         uuid,   -- blocking queues: the job that was started last and holds the queue until it is finished
     prioritized  boolean NOT NULL DEFAULT false, -- it has, or had, jobs of a priority other than 0, see prioritize
     paused       boolean NOT NULL DEFAULT false, -- nothing of it is claimed, see pause_queue
+    on_dead      text,   -- name of the job that is created when one dies, see tell_dead; '' is none, NULL that nobody has said
 
     CONSTRAINT queues_base_known CHECK (base IN ('default', 'blocking')),
     CONSTRAINT queues_name_is_a_place CHECK (name <> 'failed'),
-    CONSTRAINT queues_max_attempts_positive CHECK (max_attempts > 0)
+    CONSTRAINT queues_max_attempts_positive CHECK (max_attempts > 0),
+    -- One that is no job's name would keep a death from being recorded.
+    CONSTRAINT queues_on_dead_is_a_name CHECK (on_dead ~ '^([A-Za-z0-9][A-Za-z0-9_.:/-]{0,127})?$')
 );
 
 -- Whether queues that are declared from now on are paused from their beginning,

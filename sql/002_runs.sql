@@ -119,6 +119,14 @@ BEGIN
             LEFT JOIN {{schema}}.jobs j ON j.id = f.id AND j.claims = f.claims
             WHERE j.status IS DISTINCT FROM f.status;
     END IF;
+    IF 'dead' = ANY (finish.statuses) THEN
+        -- Those that an earlier call has recorded, whose answer was lost, died then.
+        PERFORM {{schema}}.tell_dead(ARRAY(
+            SELECT f.id FROM unnest(finish.ids, finish.claims, finish.statuses) AS f (id, claims, status)
+            JOIN {{schema}}.jobs j ON j.id = f.id AND j.claims = f.claims
+            WHERE f.status = 'dead' AND j.status = 'dead' AND j.finished_at = now()))
+        WHERE EXISTS (SELECT FROM {{schema}}.queues q WHERE q.on_dead <> '');
+    END IF;
 END
 $$;
 
@@ -142,12 +150,17 @@ CREATE FUNCTION {{schema}}.rescue() RETURNS SETOF {{schema}}.jobs
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     v_lost uuid[];
+    v_jobs uuid[];
 BEGIN
     v_lost := ARRAY(
         SELECT l.id FROM {{schema}}.leases l WHERE l.expires_at <= clock_timestamp() FOR UPDATE SKIP LOCKED);
     IF cardinality(v_lost) = 0 THEN
         RETURN;
     END IF;
+    v_jobs := ARRAY(
+        SELECT r.id FROM {{schema}}.jobs r
+        WHERE r.lane IS NOT NULL AND r.status = 'running' AND r.lease_id = ANY (v_lost)
+        ORDER BY r.id FOR UPDATE SKIP LOCKED);
     RETURN QUERY
         UPDATE {{schema}}.jobs j
         SET status = CASE WHEN j.cancelling THEN 'cancelled' WHEN j.attempt < j.max_attempts THEN 'pending' ELSE 'dead' END,
@@ -156,11 +169,9 @@ BEGIN
             lease_id = NULL, cancelling = NULL,
             errors = {{schema}}.with_error(j.errors, j.attempt, CASE WHEN j.cancelling THEN 'job cancelled: ' ELSE '' END
                 || 'lease lost: the process that ran this attempt ended or could not renew its lease')
-        WHERE j.id = ANY (ARRAY(
-            SELECT r.id FROM {{schema}}.jobs r
-            WHERE r.lane IS NOT NULL AND r.status = 'running' AND r.lease_id = ANY (v_lost)
-            ORDER BY r.id FOR UPDATE SKIP LOCKED))
+        WHERE j.id = ANY (v_jobs)
         RETURNING j.*;
+    PERFORM {{schema}}.tell_dead(v_jobs) WHERE EXISTS (SELECT FROM {{schema}}.queues q WHERE q.on_dead <> '');
     -- The lease of a job that is locked just now stays for the next time.
     DELETE FROM {{schema}}.leases l WHERE l.id = ANY (v_lost) AND NOT EXISTS (
         SELECT FROM {{schema}}.jobs j WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = l.id);
