@@ -319,8 +319,11 @@ func (s *Scheduler) settle(ctx context.Context) {
 	s.lease.settled(jobs)
 }
 
+// takenBackColumns: what is said of these jobs does not need their progress.
+const takenBackColumns = rowColumns + `, NULL::jsonb`
+
 const rescueSQL = `
-SELECT ` + jobColumns + `
+SELECT ` + takenBackColumns + `
 FROM {{schema}}.rescue()`
 
 // rescue takes back what processes that are gone were running, and returns how
@@ -330,7 +333,7 @@ func (s *Scheduler) rescue(ctx context.Context) (int, error) {
 }
 
 const beginRunSQL = `
-SELECT ` + jobColumns + `
+SELECT ` + takenBackColumns + `
 FROM {{schema}}.begin_run($1::text)`
 
 // beginRun is rescue at the begin of a run, from which on a created job asks

@@ -138,15 +138,24 @@ func (s *Scheduler) verdict(a *attempt, out *outcome, result any, err error, int
 	out.judge(s, a.queue, result, err, interrupted)
 }
 
-// record hands an outcome to the finisher. One that its handler's transaction
-// may still have locked is recorded aside first, lest it hold up others.
-func (s *Scheduler) record(out *outcome) {
-	if !out.completes || out.written {
+// record hands an outcome to the finisher, after what its handler has reported
+// last. One that its handler's transaction may still have locked is recorded
+// aside first, lest it hold up others.
+func (s *Scheduler) record(a *attempt, out *outcome) {
+	reported := s.endReports(a)
+	if reported == nil && (!out.completes || out.written) {
 		s.finisher.add(s, out)
 		return
 	}
 	// The outcome keeps Shutdown waiting, and so does this.
 	go func() {
+		if reported != nil {
+			<-reported
+		}
+		if !out.completes || out.written {
+			s.finisher.add(s, out)
+			return
+		}
 		s.finish([]*outcome{out})
 		if out.dropped {
 			s.completed(out) // the transaction has committed since

@@ -48,6 +48,7 @@ type Job struct {
 	Owner       string          `json:"owner"`  // "": nobody
 	Tags        []string        `json:"tags"`
 	Metadata    json.RawMessage `json:"metadata"`            // nil: none
+	Progress    *JobProgress    `json:"progress"`            // nil: none was reported; a handler's own job never has it, see LoadCheckpoint
 	UniqueKey   string          `json:"unique_key"`          // "": not unique
 	Duplicate   bool            `json:"duplicate,omitempty"` // it was there already when it was to be created; only said by creations
 
@@ -93,8 +94,11 @@ func explained(err error) error {
 // isBadData: class 22 is "data exception"; 54xxx a value beyond a limit.
 func isBadData(code string) bool { return len(code) == 5 && (code[:2] == "22" || code[:2] == "54") }
 
-// jobColumns are what scan reads of a row of jobs.
-const jobColumns = `id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
+// jobColumns are what scan reads of a job, rowColumns those of them that are of
+// its row.
+const jobColumns = rowColumns + `, ` + progressColumn
+
+const rowColumns = `id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
     attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes, priority`
 
 const getJobSQL = `
@@ -128,10 +132,10 @@ func checkJobID(id string) error {
 
 // scan reads jobColumns, and more that come after them.
 func (j *Job) scan(row pgx.Row, more ...any) error {
-	var failures, attributes []byte
+	var failures, attributes, progress []byte
 	var timeoutMS int64
 	columns := []any{&j.ID, &j.Name, &j.Queue, &j.Status, (*[]byte)(&j.Payload), (*[]byte)(&j.Result), &j.RunAt, &j.CreatedAt,
-		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes, &j.Priority}
+		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes, &j.Priority, &progress}
 	err := row.Scan(append(columns, more...)...)
 	if err != nil {
 		return err
@@ -144,6 +148,9 @@ func (j *Job) scan(row pgx.Row, more ...any) error {
 		}
 	}
 	if err := j.setAttributes(attributes); err != nil {
+		return err
+	}
+	if err := j.setProgress(progress); err != nil {
 		return err
 	}
 	return j.setErrors(failures)

@@ -7,8 +7,9 @@ package scheduler
 // is still the job's verdict. A panic in it, while a job runs, is a failed
 // attempt like one in the handler itself.
 //
-// It gets the *Job that the handler gets, and the context with which CompleteTx
-// and Traceparent are called: one that it hands on must be derived from that.
+// It gets the *Job that the handler gets, and the context with which CompleteTx,
+// SetProgress, Checkpoint and Traceparent are called: one that it hands on must
+// be derived from that.
 type Middleware func(name string, next HandlerFunc) HandlerFunc
 
 // wrapped has the handlers with the middleware around them, the first outermost.

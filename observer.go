@@ -212,6 +212,11 @@ func (j *Job) copied() Job {
 			*at = &own
 		}
 	}
+	if c.Progress != nil {
+		own := *c.Progress
+		own.Checkpoint = slices.Clone(own.Checkpoint)
+		c.Progress = &own
+	}
 	return c
 }
 

@@ -12,7 +12,8 @@
 // (claim.go) by a run (run.go) or by the resident loop (work.go) under the
 // process's lease (lease.go), handled (worker.go) when a slot is free (slots.go),
 // finished (finish.go) unless its handler has done that (complete.go), and seen
-// (job.go, list.go, stats.go, handler.go). What else may be done to it is in
+// (job.go, list.go, stats.go, handler.go). What its handler tells of it meanwhile
+// (progress.go) is written by reporter.go. What else may be done to it is in
 // control.go.
 package scheduler
 
@@ -119,6 +120,7 @@ type Scheduler struct {
 	suspects  atomic.Int32 // above 0: a claim may have left traces, see reconcile
 	lease     lease
 	finisher  finisher
+	reporter  reporter
 	gatherer  gatherer
 	notifier  notifier
 	observer  observer
@@ -156,6 +158,7 @@ func New(pool *pgxpool.Pool, config Config) (*Scheduler, error) {
 	s.life, s.end = context.WithCancelCause(context.Background())
 	s.gone, s.leave = context.WithCancel(context.Background())
 	s.resident.alarm = newAlarm()
+	s.reporter.hurry = make(chan struct{}, 1)
 	s.slots.free = config.Concurrency
 	s.capacity = capacity{slots: config.Concurrency, freed: make(chan struct{})}
 	return s, nil
@@ -329,6 +332,7 @@ func (s *Scheduler) Shutdown(ctx context.Context) error {
 	// their handlers were coming to an end.
 	s.leave()
 	s.lease.beating.Wait()
+	s.reporter.stop()
 	if err == nil {
 		s.lease.giveUp(context.WithoutCancel(ctx), s)
 	}

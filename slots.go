@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,8 +15,10 @@ type attempt struct {
 	startBy  time.Time       // else it is handed back
 	recorded func(*outcome)  // called when its outcome is in the database, or dropped
 
-	completion completion // whether its handler called CompleteTx
-	given      Job        // the copy that its handler has, and may change
+	s          *Scheduler
+	completion completion              // whether its handler called CompleteTx
+	reports    atomic.Pointer[reports] // what its handler has reported; nil: nothing
+	given      Job                     // the copy that its handler has, and may change
 }
 
 // slots runs as many handlers at once as Config.Concurrency allows. A goroutine
@@ -43,7 +46,7 @@ func (s *Scheduler) start(values context.Context, jobs []*Job, q *queue, recorde
 	defer s.slots.mu.Unlock()
 	for i, job := range jobs {
 		a := &attempts[i]
-		a.job, a.queue, a.values, a.startBy, a.recorded = job, q, values, startBy, recorded
+		a.s, a.job, a.queue, a.values, a.startBy, a.recorded = s, job, q, values, startBy, recorded
 		switch {
 		case s.slots.free > 0:
 			s.slots.free--

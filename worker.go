@@ -28,7 +28,8 @@ import (
 //
 // A job may be run again after its process was lost, even if its handler was
 // about to return, so a handler should do no harm when it runs twice. What it
-// writes to the jobs' own database happens once with CompleteTx.
+// writes to the jobs' own database happens once with CompleteTx. One that takes
+// long goes on where it was with Checkpoint.
 type HandlerFunc func(ctx context.Context, job *Job) (result any, err error)
 
 // JobNames has the handlers by job name.
@@ -120,7 +121,7 @@ func (s *Scheduler) handle(a *attempt) {
 			}
 			s.verdict(a, out, nil, err, false)
 		}
-		s.record(out)
+		s.record(a, out)
 	}()
 	a.given = *job
 	a.given.life = nil // ours alone, and not to be kept by who keeps the job

@@ -6,7 +6,8 @@ CREATE TABLE {{schema}}.clean_up_state (
     last_id  uuid    NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
     last_runid bigint NOT NULL DEFAULT 0, -- of cron.job_run_details
     last_name text   NOT NULL DEFAULT '', -- of unique_keys,
-    last_key  text   NOT NULL DEFAULT ''  -- and of the same row
+    last_key  text   NOT NULL DEFAULT '', -- and of the same row
+    last_progress uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000' -- of job_progress
 );
 INSERT INTO {{schema}}.clean_up_state DEFAULT VALUES;
 
@@ -14,8 +15,8 @@ INSERT INTO {{schema}}.clean_up_state DEFAULT VALUES;
 -- longer ago than keep, dead ones longer ago than keep_dead. NULL: keep for
 -- ever. Jobs that a foreign key of another table protects stay. It also deletes
 -- what pg_cron recorded of workers longer ago than keep, what it never recorded
--- an end of, workers whose cron entry was removed, and the keys of unique jobs
--- that hold nobody up any more.
+-- an end of, workers whose cron entry was removed, the keys of unique jobs that
+-- hold nobody up any more, and the progress of jobs that are gone.
 --
 -- Returns the number of deleted jobs; as long as that is batch, there are more.
 -- A call looks at 100,000 old jobs at most and the next one goes on behind
@@ -64,7 +65,9 @@ BEGIN
         WHERE j.id = ANY (v_ids) AND j.finished_at <= now() - CASE j.status WHEN 'dead' THEN keep_dead ELSE keep END
         ORDER BY j.id FOR UPDATE SKIP LOCKED);
     v_deleted := {{schema}}.delete_jobs(v_ids);
-    PERFORM {{schema}}.clean_up_keys(least(10 * batch, c_look)); -- as jobs go, their keys are come to in time
+    -- As jobs go, their keys and their progress are come to in time.
+    PERFORM {{schema}}.clean_up_keys(least(10 * batch, c_look));
+    PERFORM {{schema}}.clean_up_progress(least(10 * batch, c_look));
 
     -- A running job whose lease was deleted by hand would never be rescued: give
     -- it one that has run out. Once in a pass over the old jobs.

@@ -153,6 +153,7 @@ BEGIN
         PERFORM {{schema}}.refuse_status(v_job, 'no longer running; cancel it first');
     END IF;
     DELETE FROM {{schema}}.jobs j WHERE j.id = v_job.id;
+    DELETE FROM {{schema}}.job_progress p WHERE p.job_id = v_job.id;
     IF v_job.lane IS NOT NULL THEN
         PERFORM {{schema}}.announce(v_job.queue);
     END IF;
