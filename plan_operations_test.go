@@ -83,6 +83,12 @@ func (p *planTest) complete(t *testing.T) {
 	require.Equal(t, 1, mustRun(t, p.Scheduler, scheduler.RunFilter{}).Succeeded)
 }
 
+// reportProgress is of jobs that end, so that it is not waited for.
+func (p *planTest) reportProgress(t *testing.T) {
+	mustCreateMany(t, p.Scheduler, 10, "reporting", scheduler.JobData{})
+	require.Equal(t, 10, mustRun(t, p.Scheduler, scheduler.RunFilter{Limit: 10}).Succeeded)
+}
+
 func (p *planTest) settle(t *testing.T) {
 	const n = 40 // some are needed to be worth it
 	mustCreateMany(t, p.Scheduler, n, "long", scheduler.JobData{})

@@ -68,6 +68,7 @@ var operations = []struct {
 	{"run a blocking queue", (*planTest).runSerial, "claim_blocking(", either, 30, 80},
 	{"finish a job that was taken away", (*planTest).finishTakenAway, "finish(", either, 20, 80},
 	{"complete a job in a transaction", (*planTest).complete, "complete(", either, 20, 80},
+	{"report the progress of ten jobs", (*planTest).reportProgress, "report_progress(", either, 100, 160},
 	{"settle forty jobs", (*planTest).settle, "settle(", either, 200, 500},
 	{"look for cancelled jobs", (*planTest).lookForCancelled, "cancelled_under(", none, 0, 0}, // an exception too
 	{"cancel and retry a job", (*planTest).cancelAndRetry, "retry_job(", either, 45, 80},
@@ -101,6 +102,7 @@ var exceptions = []struct {
 	{"j.id = ANY (v_ids)", oldJobs},                          //
 	{"j.id = k.job_id\n        WHERE j.id IS NULL", oldJobs}, // clean_up, of keys
 	{"j.id = ANY (ids)", oldJobs},                            //
+	{"DELETE FROM \"scheduler\".job_progress", 200},          // clean_up, of progress: no more than there is of it
 	{"SET lane = 3 * j", 80},                                 // settle, to lock and to write
 	{"WHERE j.cancelling AND", 4},                            // of running jobs that were called off, those are all
 	{"j.cancelling AND f.status", 4},                         // finish, of those
@@ -280,6 +282,9 @@ func (p *planTest) scheduler(t *testing.T) *scheduler.Scheduler {
 			},
 			"completing": func(ctx context.Context, job *scheduler.Job) (any, error) {
 				return nil, pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error { return p.CompleteTx(ctx, tx, job, nil) })
+			},
+			"reporting": func(ctx context.Context, _ *scheduler.Job) (any, error) {
+				return nil, scheduler.SetProgress(ctx, 50, "")
 			},
 			"taken": func(ctx context.Context, job *scheduler.Job) (any, error) {
 				_, err := p.aside.Exec(ctx, `UPDATE scheduler.jobs
