@@ -127,6 +127,11 @@ const notifyCreatedSQL = `SELECT {{schema}}.notify_created($1::text, $2::timesta
 // the transaction began is a serialization error (40001), as any row would be.
 // Both are a *pgconn.PgError, and the transaction is to be tried again.
 func (s *Scheduler) CreateJobTx(ctx context.Context, tx pgx.Tx, name string, data JobData) (*Job, error) {
+	return s.createIn(ctx, tx, name, data)
+}
+
+// createIn is for transactions of any driver.
+func (s *Scheduler) createIn(ctx context.Context, tx querier, name string, data JobData) (*Job, error) {
 	row, err := s.newRow(ctx, name, data)
 	if err != nil {
 		return nil, fmt.Errorf("create job: %w", err)
@@ -139,7 +144,7 @@ func (s *Scheduler) CreateJobTx(ctx context.Context, tx pgx.Tx, name string, dat
 	}
 	if err == nil && f.changed && (f.heard || s.lease.own() != nil) {
 		// Sent when tx commits, also to this process.
-		_, err = tx.Exec(ctx, s.sql(notifyCreatedSQL), string(f.job.Queue), f.job.RunAt)
+		err = tx.QueryRow(ctx, s.sql(notifyCreatedSQL), string(f.job.Queue), f.job.RunAt).Scan(nil)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("create job: %w", refusedByPostgres("payload", err))
