@@ -38,6 +38,13 @@ func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int
 	if len(s.names) == 0 {
 		return claimed{}, nil
 	}
+	return s.claimBy(ctx, q, func(ctx context.Context, lease string) ([]*Job, error) {
+		return s.askForJobs(ctx, q, status, lease, n)
+	})
+}
+
+// claimBy is a claim with a question to the database that takes jobs under a lease.
+func (s *Scheduler) claimBy(ctx context.Context, q *queue, ask func(ctx context.Context, lease string) ([]*Job, error)) (claimed, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
 	defer cancel()
 	defer q.turn.take(ctx)()
@@ -50,7 +57,7 @@ func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int
 	if err != nil {
 		return claimed{}, fmt.Errorf("claim jobs: take a lease: %w", err)
 	}
-	jobs, err := s.askForJobs(ctx, q, status, id, n)
+	jobs, err := ask(ctx, id)
 	if err != nil {
 		s.suspect()
 		return claimed{}, fmt.Errorf("claim jobs: %w", err)

@@ -191,16 +191,13 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 	if len(jobs) == 0 {
 		return []string{}, nil
 	}
-	rows, ids := make([]newRow, len(jobs)), make([]string, len(jobs))
+	rows, err := s.newRows(ctx, jobs)
+	if err != nil {
+		return nil, fmt.Errorf("create jobs: %w", err)
+	}
+	ids = make([]string, len(jobs))
 	unique := false
-	for i, job := range jobs {
-		if rows[i], err = s.newRow(ctx, job.Name, job.JobData); err != nil {
-			var input *InputError
-			if errors.As(err, &input) {
-				err = &InputError{fmt.Sprintf("jobs[%d].%s", i, input.Field), input.Err}
-			}
-			return nil, fmt.Errorf("create jobs: %w", err)
-		}
+	for i := range rows {
 		ids[i] = rows[i].id.String()
 		unique = unique || rows[i].unique != nil
 	}
@@ -215,6 +212,22 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 	}
 	s.tellAllCreated(rows, ids, at)
 	return ids, nil
+}
+
+// newRows checks all jobs; the error tells which one can't be used.
+func (s *Scheduler) newRows(ctx context.Context, jobs []NewJob) ([]newRow, error) {
+	rows := make([]newRow, len(jobs))
+	for i, job := range jobs {
+		var err error
+		if rows[i], err = s.newRow(ctx, job.Name, job.JobData); err != nil {
+			var input *InputError
+			if errors.As(err, &input) {
+				err = &InputError{fmt.Sprintf("jobs[%d].%s", i, input.Field), input.Err}
+			}
+			return nil, err
+		}
+	}
+	return rows, nil
 }
 
 const insertJobsSQL = `
