@@ -15,28 +15,23 @@ import (
 )
 
 const claimSQL = `
-SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes
-FROM {{schema}}.claim($2::text, $4::bool, $5::bool, $3::text[], $1::text::uuid, $6::int, $7::timestamptz)`
+SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority
+FROM {{schema}}.claim($2::text, $4::bool, $5::bool, $3::text[], $1::text::uuid, $6::int, $7::timestamptz,
+    $8::bigint * interval '1 microsecond')`
 
 const claimBlockingSQL = `
-SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes
+SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority
 FROM {{schema}}.claim_blocking($2::text, $4::bool, $3::text[], $1::text::uuid)`
 
 // claimTimeout bounds a claim. It has no other deadline: a claim that is cut
 // off may have happened all the same.
 const claimTimeout = 30 * time.Second
 
-// claimed are jobs whose attempt has begun, and what they run under.
-type claimed struct {
-	jobs  []*Job
-	lease context.Context // ends when the lease is lost or Shutdown gives up waiting
-}
-
 // claim starts an attempt of up to n due jobs; in a blocking queue, of one. The
 // functions in sql/ say how claims are kept apart.
-func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int) (claimed, error) {
+func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int) ([]*Job, error) {
 	if len(s.names) == 0 {
-		return claimed{}, nil
+		return nil, nil
 	}
 	return s.claimBy(ctx, q, func(ctx context.Context, lease string) ([]*Job, error) {
 		return s.askForJobs(ctx, q, status, lease, n)
@@ -44,7 +39,7 @@ func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int
 }
 
 // claimBy is a claim with a question to the database that takes jobs under a lease.
-func (s *Scheduler) claimBy(ctx context.Context, q *queue, ask func(ctx context.Context, lease string) ([]*Job, error)) (claimed, error) {
+func (s *Scheduler) claimBy(ctx context.Context, q *queue, ask func(ctx context.Context, lease string) ([]*Job, error)) ([]*Job, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
 	defer cancel()
 	defer q.turn.take(ctx)()
@@ -55,18 +50,23 @@ func (s *Scheduler) claimBy(ctx context.Context, q *queue, ask func(ctx context.
 
 	id, life, err := s.lease.hold(ctx, s)
 	if err != nil {
-		return claimed{}, fmt.Errorf("claim jobs: take a lease: %w", err)
+		return nil, fmt.Errorf("claim jobs: take a lease: %w", err)
 	}
 	jobs, err := ask(ctx, id)
 	if err != nil {
 		s.suspect()
-		return claimed{}, fmt.Errorf("claim jobs: %w", err)
+		return nil, fmt.Errorf("claim jobs: %w", err)
 	}
 	if len(jobs) == 0 {
-		return claimed{}, nil
+		return nil, nil
+	}
+	lives := make([]jobContext, len(jobs))
+	for i, job := range jobs {
+		lives[i].lease, lives[i].leaseID = life, id
+		job.life = &lives[i]
 	}
 	s.lease.keep(s, jobs)
-	return claimed{jobs, life}, nil
+	return jobs, nil
 }
 
 // turn lets the runs of a process claim from a queue one after another: what
@@ -106,7 +106,7 @@ func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, 
 	progress := &q.progress[lanesOf(status)]
 	since := progress.since()
 	rows, err := s.pool.Query(ctx, s.sql(claimSQL), lease, string(q.name), s.names,
-		status != JobStatusFailed, status != JobStatusPending, n, since)
+		status != JobStatusFailed, status != JobStatusPending, n, since, keepTime(q.PriorityAge))
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,8 @@ func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, 
 
 // progress is how far claims have come in a queue that is being worked off.
 // Looking only from there on is right for a moment; then everything is looked
-// at again, for jobs that became due earlier.
+// at again, for jobs that became due earlier. Where jobs have priorities, claims
+// take no notice of it.
 type progress struct {
 	mu    sync.Mutex
 	at    time.Time // run_at of the last job claimed; zero: look at everything
@@ -172,7 +173,7 @@ func (p *progress) forget() {
 	p.at = time.Time{}
 }
 
-// scanClaimed reads the columns of claimSQL, oldest job first.
+// scanClaimed reads the columns of claimSQL, in the order of their starts.
 func scanClaimed(rows pgx.Rows, q *queue) ([]*Job, error) {
 	defer rows.Close()
 	var jobs []*Job
@@ -183,7 +184,7 @@ func scanClaimed(rows pgx.Rows, q *queue) ([]*Job, error) {
 		var failures, attributes []byte
 		var timeoutMS int64
 		err := rows.Scan(&job.key, &job.Name, (*[]byte)(&job.Payload), &job.RunAt, &job.CreatedAt, &startedAt,
-			&job.Attempt, &job.MaxAttempts, &failures, &timeoutMS, &job.claims, &attributes)
+			&job.Attempt, &job.MaxAttempts, &failures, &timeoutMS, &job.claims, &attributes, &job.Priority)
 		if err != nil {
 			return nil, err
 		}
@@ -197,10 +198,30 @@ func scanClaimed(rows pgx.Rows, q *queue) ([]*Job, error) {
 		_ = job.setAttributes(attributes) // if not, then by hand: no reason not to run it
 		jobs = append(jobs, job)
 	}
-	slices.SortFunc(jobs, func(a, b *Job) int {
-		return cmp.Or(a.RunAt.Compare(b.RunAt), cmp.Compare(a.ID, b.ID))
-	})
+	slices.SortFunc(jobs, q.compare)
 	return jobs, rows.Err()
+}
+
+// compare says which of two jobs claimed at once is started first, as
+// claim_by_priority does: what is overdue, then the lower priority, then the
+// older job.
+func (q *queue) compare(a, b *Job) int {
+	if a.Priority != b.Priority {
+		switch first, second := q.overdue(a), q.overdue(b); {
+		case first && !second:
+			return -1
+		case second && !first:
+			return 1
+		case !first:
+			return cmp.Compare(a.Priority, b.Priority)
+		}
+	}
+	return cmp.Or(a.RunAt.Compare(b.RunAt), cmp.Compare(a.ID, b.ID))
+}
+
+// overdue: the job had waited for so long that its priority counted for nothing.
+func (q *queue) overdue(job *Job) bool {
+	return q.PriorityAge >= 0 && job.StartedAt.Sub(job.RunAt) > q.PriorityAge
 }
 
 // setErrors reads the column errors.
@@ -306,8 +327,7 @@ func (s *Scheduler) settle(ctx context.Context) {
 }
 
 const rescueSQL = `
-SELECT id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
-    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes
+SELECT ` + jobColumns + `
 FROM {{schema}}.rescue()`
 
 // rescue takes back what processes that are gone were running, and returns how
@@ -317,8 +337,7 @@ func (s *Scheduler) rescue(ctx context.Context) (int, error) {
 }
 
 const beginRunSQL = `
-SELECT id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
-    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes
+SELECT ` + jobColumns + `
 FROM {{schema}}.begin_run($1::text)`
 
 // beginRun is rescue at the begin of a run, from which on a created job asks

@@ -50,7 +50,7 @@ func (s *Scheduler) completeTx(ctx context.Context, tx pgx.Tx, job *Job, result 
 	if err != nil {
 		return &InputError{"result", err}
 	}
-	if errors.Is(context.Cause(a.lease), ErrLeaseLost) {
+	if errors.Is(context.Cause(a.job.life.lease), ErrLeaseLost) {
 		return fmt.Errorf("%w: job %s is another attempt's now", ErrLeaseLost, job.ID)
 	}
 	if !a.completion.begin() {

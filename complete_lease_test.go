@@ -54,11 +54,11 @@ func TestCompleteTxOfALateAttemptFails(t *testing.T) {
 	}
 }
 
-// A job that was called off, or is under way again, is not that attempt's.
+// A job that is finished already, or under way again, is not that attempt's.
 func TestCompleteTxOfAJobThatWasTakenAwayFails(t *testing.T) {
 	t.Parallel()
 	for name, take := range map[string]string{
-		"cancelled": "status = 'cancelled', lane = NULL, lease_id = NULL, finished_at = now()",
+		"dead":      "status = 'dead', lane = NULL, lease_id = NULL, finished_at = now()",
 		"pending":   "status = 'pending', lane = 0, lease_id = NULL",
 		"again":     "claims = claims + 1, attempt = attempt + 1",
 		"succeeded": "status = 'succeeded', lane = NULL, lease_id = NULL, finished_at = now(), claims = claims + 1",
@@ -77,6 +77,27 @@ func TestCompleteTxOfAJobThatWasTakenAwayFails(t *testing.T) {
 		require.ErrorIs(t, await(t, errs), scheduler.ErrLeaseLost, name)
 		require.Zero(t, c.effects(t))
 	}
+}
+
+// A job that was called off, whose work is done all the same, has succeeded.
+func TestCompleteTxOfACancelledJobSucceeds(t *testing.T) {
+	t.Parallel()
+	var other *scheduler.Scheduler
+	c := newCompleting(t, func(c *completing, ctx context.Context, job *scheduler.Job) (any, error) {
+		if _, err := other.CancelJob(ctx, job.ID); err != nil {
+			return nil, err
+		}
+		tx, err := c.complete(ctx, job)
+		if err != nil {
+			return nil, errors.Join(err, tx.Rollback(ctx))
+		}
+		return nil, tx.Commit(ctx)
+	})
+	other = c.besides(t)
+	id := mustCreate(t, c.Scheduler, "a", scheduler.JobData{}).ID
+	require.Equal(t, 1, mustRun(t, c.Scheduler, scheduler.RunFilter{}).Succeeded)
+	require.Equal(t, scheduler.JobStatusSucceeded, mustGet(t, other, id).Status)
+	require.Equal(t, 1, c.effects(t))
 }
 
 // A process that knows that its lease is lost does not even ask.

@@ -8,25 +8,33 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// execUrgently waits only for a while for a connection of the pool, which the
+func (s *Scheduler) execUrgently(ctx context.Context, sql string, args ...any) (tag pgconn.CommandTag, err error) {
+	err = s.urgently(ctx, s.config.Lease/10, func(conn *pgx.Conn) error {
+		tag, err = conn.Exec(ctx, sql, args...)
+		return err
+	})
+	return tag, err
+}
+
+// urgently waits only for a while for a connection of the pool, which the
 // handlers may use to the last, and then makes one of its own.
-func (s *Scheduler) execUrgently(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	patience, cancel := context.WithTimeout(ctx, s.config.Lease/10)
+func (s *Scheduler) urgently(ctx context.Context, wait time.Duration, do func(*pgx.Conn) error) error {
+	patience, cancel := context.WithTimeout(ctx, wait)
 	pooled, err := s.pool.Acquire(patience)
 	cancel()
 	if err == nil {
 		defer pooled.Release()
-		return pooled.Exec(ctx, sql, args...)
+		return do(pooled.Conn())
 	}
 	if ctx.Err() != nil || patience.Err() == nil {
-		return pgconn.CommandTag{}, err
+		return err
 	}
 	conn, err := s.connect(ctx)
 	if err != nil {
-		return pgconn.CommandTag{}, err
+		return err
 	}
 	defer closeConn(ctx, conn)
-	return conn.Exec(ctx, sql, args...)
+	return do(conn)
 }
 
 // connect makes a connection beside the pool, in the way the pool does.

@@ -2,15 +2,12 @@ package scheduler
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // JobData is what CreateJob takes beside the job's name. The zero value is a
@@ -31,6 +28,12 @@ type JobData struct {
 	// Timeout ends the handler's context when one attempt takes longer, in
 	// whole milliseconds. Defaults to what the queue says.
 	Timeout time.Duration
+	// Priority is -100 to 100: of the due jobs of a queue those of lower ones
+	// are started first, and of one priority the oldest; what is overdue for
+	// longer than QueueConfig.PriorityAge goes before them. It is kept over
+	// retries. Blocking queues are strictly in order and take 0 only. Defaults
+	// to 0.
+	Priority int
 	// Owner is whose job it is, such as a user or a tenant, at most 256 bytes.
 	// Defaults to nobody.
 	Owner string
@@ -160,13 +163,15 @@ type querier interface {
 // insertJobSQL asks for a wake of the queue's workers in the same statement, as
 // insertJobsSQL does, and notifies resident processes if it is told to.
 const insertJobSQL = `
-INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes)
-VALUES ($1::uuid, $2::text, $3::text, $4::text::jsonb, coalesce($5::timestamptz, now()), $6::int, $7::bigint, $10::text::jsonb)
+INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, lane)
+VALUES ($1::uuid, $2::text, $3::text, $4::text::jsonb, coalesce($5::timestamptz, now()), $6::int, $7::bigint, $10::text::jsonb,
+    $11::int, 3 * $11::int)
 RETURNING run_at, created_at, (extract(epoch FROM run_at - now()) * 1000000)::bigint,
     EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid),
     CASE WHEN run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = $3::text)
         THEN {{schema}}.wake_workers($3::text) END,
-    CASE WHEN $9::bool THEN {{schema}}.notify_created($3::text, run_at, $8::text::uuid) END`
+    CASE WHEN $9::bool THEN {{schema}}.notify_created($3::text, run_at, $8::text::uuid) END,
+    CASE WHEN $11::int <> 0 THEN {{schema}}.prioritize(ARRAY[$3::text]) END`
 
 // insertJob stores a job. dueIn is how long until it is due, heard whether
 // another process waits to be notified.
@@ -174,8 +179,8 @@ func (s *Scheduler) insertJob(ctx context.Context, db querier, row *newRow, noti
 	job = row.job()
 	var dueInUS int64
 	err = db.QueryRow(ctx, s.sql(insertJobSQL), row.key(), row.name, row.queue, row.payload, row.runAt, row.maxAttempts, row.timeoutMS,
-		s.lease.own(), notifies, row.attributes).
-		Scan(&job.RunAt, &job.CreatedAt, &dueInUS, &heard, nil, nil)
+		s.lease.own(), notifies, row.attributes, row.priority).
+		Scan(&job.RunAt, &job.CreatedAt, &dueInUS, &heard, nil, nil, nil)
 	if err != nil {
 		return nil, 0, false, err
 	}
@@ -232,139 +237,32 @@ func (s *Scheduler) newRows(ctx context.Context, jobs []NewJob) ([]newRow, error
 
 const insertJobsSQL = `
 WITH created AS (
-    INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes)
-    SELECT n.id, n.name, n.queue, n.payload::jsonb, coalesce(n.run_at, now()), n.max_attempts, n.timeout_ms, n.attributes::jsonb
-    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[], $8::text[])
-        AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes)
+    INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, lane)
+    SELECT n.id, n.name, n.queue, n.payload::jsonb, coalesce(n.run_at, now()), n.max_attempts, n.timeout_ms, n.attributes::jsonb,
+        coalesce(n.priority, 0), 3 * coalesce(n.priority, 0)
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[], $8::text[], $9::int[])
+        AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority)
     RETURNING queue, run_at
 )
 SELECT queue, (extract(epoch FROM min(run_at) - now()) * 1000000)::bigint, now(),
-    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $9::text::uuid),
+    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $10::text::uuid),
     CASE WHEN min(run_at) <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = created.queue)
-        THEN {{schema}}.wake_workers(queue) END
+        THEN {{schema}}.wake_workers(queue) END,
+    CASE WHEN $11::text[] IS NOT NULL THEN {{schema}}.prioritize($11::text[]) END
 FROM created GROUP BY queue`
 
 // insertJobs stores all jobs or none, and tells of them. at is when they were
 // created.
 func (s *Scheduler) insertJobs(ctx context.Context, jobs []newRow) (at time.Time, err error) {
-	rows, err := s.pool.Query(ctx, s.sql(insertJobsSQL), append(columnsOf(jobs), s.lease.own())...)
+	rows, err := s.pool.Query(ctx, s.sql(insertJobsSQL), append(columnsOf(jobs), s.lease.own(), prioritizedOf(jobs))...)
 	if err == nil {
 		var queue JobQueue
 		var dueInUS int64
 		var heard bool
-		_, err = pgx.ForEachRow(rows, []any{&queue, &dueInUS, &at, &heard, nil}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&queue, &dueInUS, &at, &heard, nil, nil}, func() error {
 			s.created(queue, time.Duration(dueInUS)*time.Microsecond, heard, false)
 			return nil
 		})
 	}
 	return at.UTC(), err
-}
-
-// columnsOf are the jobs column by column, as unnest takes them.
-func columnsOf(jobs []newRow) []any {
-	n := len(jobs)
-	keys := make([]pgtype.UUID, n)
-	names, queues, payloads := make([]string, n), make([]string, n), make([]string, n)
-	runAts, maxAttempts, timeouts := make([]*time.Time, n), make([]int32, n), make([]*int64, n)
-	attributes := make([]*string, n)
-	for i := range jobs {
-		row := &jobs[i]
-		keys[i], names[i], queues[i], payloads[i] = row.key(), row.name, row.queue, row.payload
-		runAts[i], maxAttempts[i], timeouts[i] = row.runAt, row.maxAttempts, row.timeoutMS
-		attributes[i] = row.attributes
-	}
-	return []any{keys, names, queues, payloads, runAts, maxAttempts, timeouts, attributes}
-}
-
-// newRow is a job as it is stored, checked.
-type newRow struct {
-	id          uuid.UUID
-	name        string
-	queue       string
-	payload     string
-	runAt       *time.Time // nil: now
-	maxAttempts int32
-	timeoutMS   *int64      // nil: what the queue says
-	attributes  *string     // JSON; nil: none
-	unique      *uniqueness // nil: it is not
-}
-
-func (r *newRow) key() pgtype.UUID { return pgtype.UUID{Bytes: r.id, Valid: true} }
-
-// job is the row as it is returned, but for its times.
-func (r *newRow) job() *Job {
-	job := &Job{
-		ID: r.id.String(), Name: r.name, Queue: JobQueue(r.queue), Status: JobStatusPending, Payload: json.RawMessage(r.payload),
-		MaxAttempts: int(r.maxAttempts), Errors: []JobError{},
-	}
-	if r.timeoutMS != nil {
-		job.Timeout = time.Duration(*r.timeoutMS) * time.Millisecond
-	}
-	if r.attributes == nil {
-		job.Tags = []string{}
-	} else {
-		_ = job.setAttributes([]byte(*r.attributes)) // we have just written it
-	}
-	return job
-}
-
-// jobCreated is the row as it is returned, when it was stored with others.
-func (r *newRow) jobCreated(at time.Time) *Job {
-	job := r.job()
-	job.CreatedAt, job.RunAt = at, at
-	if r.runAt != nil {
-		job.RunAt = *r.runAt
-	}
-	return job
-}
-
-func (s *Scheduler) newRow(ctx context.Context, name string, data JobData) (row newRow, err error) {
-	if err := checkJobName(name); err != nil {
-		return row, err
-	}
-	if s.config.JobNames != nil && s.config.JobNames[name] == nil {
-		return row, &InputError{"name", fmt.Errorf("%w %s: it has no handler in Config.JobNames", ErrUnknownJobName, shown(name))}
-	}
-	if data.Queue == JobQueueFailed {
-		return row, &InputError{"queue", fmt.Errorf("%w %q as a place: it is a view of the failed jobs of %q, create the job there", ErrUnknownQueue, JobQueueFailed, JobQueueDefault)}
-	}
-	q, inputErr := s.queue(data.Queue)
-	if inputErr != nil {
-		return row, inputErr
-	}
-	if !data.RunAt.IsZero() {
-		utc := data.RunAt.UTC()
-		if utc.Year() < 1 || utc.Year() > 9999 {
-			return row, badInput("run_at", "%s: expected a time from year 1 to 9999", utc)
-		}
-		utc = utc.Truncate(time.Microsecond)
-		row.runAt = &utc
-	}
-	if data.MaxAttempts < 0 || data.MaxAttempts > mostAttempts {
-		return row, badInput("max_attempts", "%d: expected 1 to %d, or 0 for what the queue says", data.MaxAttempts, mostAttempts)
-	}
-	if data.Timeout < 0 || data.Timeout%time.Millisecond != 0 {
-		return row, badInput("timeout", "%s: expected whole milliseconds, or 0 for what the queue says", data.Timeout)
-	}
-	if data.Timeout > 0 {
-		ms := data.Timeout.Milliseconds()
-		row.timeoutMS = &ms
-	}
-	if row.unique, inputErr = uniquenessOf(data); inputErr != nil {
-		return row, inputErr
-	}
-	if row.attributes, err = encodeAttributes(data, Traceparent(ctx)); err != nil {
-		return row, err
-	}
-	if row.payload, err = encodeJSON(data.Payload); err != nil {
-		return row, &InputError{"payload", err}
-	}
-	if row.id, err = uuid.NewV7(); err != nil {
-		return row, fmt.Errorf("make a job id: %w", err)
-	}
-	row.name, row.queue, row.maxAttempts = name, string(q.name), int32(data.MaxAttempts)
-	if row.maxAttempts == 0 {
-		row.maxAttempts = int32(q.MaxAttempts)
-	}
-	return row, nil
 }

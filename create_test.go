@@ -250,6 +250,8 @@ func badJobs() []badJob {
 		{name: "a", data: scheduler.JobData{RunAt: time.Date(1, 1, 1, 0, 30, 0, 0, time.FixedZone("", 3600))}, field: "run_at", names: []string{"year 1"}},
 		{name: "a", data: scheduler.JobData{MaxAttempts: -1}, field: "max_attempts", names: []string{"-1", "1 to 1000"}},
 		{name: "a", data: scheduler.JobData{MaxAttempts: 1001}, field: "max_attempts", names: []string{"1001", "1 to 1000"}},
+		{name: "a", data: scheduler.JobData{Priority: 101}, field: "priority", names: []string{"101", "-100 to 100"}},
+		{name: "a", data: scheduler.JobData{Priority: 1, Queue: scheduler.JobQueueBlocking}, field: "priority", names: []string{"blocking", "expected 0"}},
 		{name: "a", data: scheduler.JobData{Timeout: -time.Second}, field: "timeout", names: []string{"-1s"}},
 		{name: "a", data: scheduler.JobData{Timeout: time.Microsecond}, field: "timeout", names: []string{"1µs", "milliseconds"}},
 	}

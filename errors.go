@@ -10,6 +10,9 @@ import (
 var (
 	// ErrJobNotFound says that there is no job with this id (any more).
 	ErrJobNotFound = errors.New("job not found")
+	// ErrJobState says that a job's status does not allow what was asked for:
+	// only some can be retried, rescheduled or deleted. Nothing was changed.
+	ErrJobState = errors.New("wrong job state")
 	// ErrInvalidInput says that something handed in can't be used. Nothing was
 	// stored. The error is an *InputError, which names the field.
 	ErrInvalidInput = errors.New("invalid input")
@@ -30,6 +33,9 @@ var (
 	// ErrJobTimeout is the cause with which a handler's context ends when the
 	// job's timeout has passed.
 	ErrJobTimeout = errors.New("job timeout")
+	// ErrJobCancelled is the cause with which a handler's context ends when the
+	// job was called off, see CancelJob.
+	ErrJobCancelled = errors.New("job cancelled")
 	// ErrNewerSchema says that the schema was migrated by a newer version of
 	// this library.
 	ErrNewerSchema = errors.New("database schema is newer than this library")

@@ -7,8 +7,8 @@ import (
 
 // Claim is the part of a run, in the default queue, that benchmarks measure alone.
 func Claim(ctx context.Context, s *Scheduler, n int) ([]*Job, error) {
-	got, err := s.claim(ctx, s.queues[JobQueueDefault], JobStatusPending, n)
-	return got.jobs, err
+	jobs, err := s.claim(ctx, s.queues[JobQueueDefault], JobStatusPending, n)
+	return jobs, err
 }
 
 // Finish is the other one: it records that jobs of Claim succeeded, and returns

@@ -33,7 +33,7 @@ type outcome struct {
 }
 
 const finishSQL = `
-SELECT {{schema}}.finish($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::int[])`
+SELECT id, cancelled FROM {{schema}}.finish($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::int[])`
 
 // mostFinished and mostFinishedBytes bound what is recorded in one statement,
 // and mostWriters how many of those are on their way when they are full.
@@ -220,12 +220,21 @@ func (s *Scheduler) tryFinish(batch []*outcome) error {
 	if err != nil {
 		return err
 	}
-	leftAlone, err := pgx.CollectRows(rows, pgx.RowTo[pgtype.UUID])
+	others := map[pgtype.UUID]bool{} // recorded otherwise: cancelled, or else left alone
+	var id pgtype.UUID
+	var cancelled bool
+	_, err = pgx.ForEachRow(rows, []any{&id, &cancelled}, func() error {
+		others[id] = cancelled
+		return nil
+	})
 	if err != nil {
 		return err
 	}
 	for _, o := range batch {
-		o.dropped = slices.Contains(leftAlone, o.job.key)
+		cancelled, other := others[o.job.key]
+		if o.dropped = other && !cancelled; cancelled {
+			o.status, o.handed, o.delay = JobStatusCancelled, false, nil
+		}
 	}
 	return nil
 }

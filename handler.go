@@ -24,6 +24,8 @@ import (
 //	GET  /api/jobs?status=&queue=&name=&tag=&owner=&created_after=&created_before=&limit=&cursor=
 //	                                                 a page of jobs, see ListJobs
 //	GET  /api/jobs/queues                            what waits in the queues, see QueueStats
+//	POST /api/jobs/{id}/cancel                       calls it off, see CancelJob
+//	POST /api/jobs/{id}/retry                        makes it due now, see RetryJob
 //
 // In a list, status, queue, name and tag may be there several times, and
 // parameters without a value are left out. Times are RFC 3339.
@@ -37,7 +39,7 @@ import (
 // A creation keeps the header traceparent, see WithTraceparent.
 //
 // Every call needs "Authorization: Bearer <token>" with one of Config.Tokens;
-// Config.Authorize may decide in place of it for creating and reading.
+// Config.Authorize may decide in place of it for all but runs.
 //
 // A run outlives its request: it answers 200 with the RunReport when it is
 // over, or 202 with the report so far after Config.RunWait (or ?wait=, such as
@@ -51,6 +53,10 @@ func (s *Scheduler) Handler() http.Handler {
 	mux.HandleFunc(base+"/{id}", func(w http.ResponseWriter, r *http.Request) {
 		refuseMethod(w, r, map[bool]string{true: "POST", false: "GET, HEAD"}[r.PathValue("id") == "run"])
 	})
+	for action, do := range map[string]func(context.Context, string) (*Job, error){"cancel": s.CancelJob, "retry": s.RetryJob} {
+		mux.HandleFunc("POST "+base+"/{id}/"+action, func(w http.ResponseWriter, r *http.Request) { s.serveControl(w, r, do) })
+		mux.HandleFunc(base+"/{id}/"+action, func(w http.ResponseWriter, r *http.Request) { refuseMethod(w, r, "POST") })
+	}
 	root := base
 	if root == "" {
 		root = "/{$}"
@@ -231,6 +237,18 @@ func (s *Scheduler) createAsAsked(w http.ResponseWriter, r *http.Request) (*Job,
 		return nil, err
 	}
 	return s.createFrom(ctx, request, name, data)
+}
+
+func (s *Scheduler) serveControl(w http.ResponseWriter, r *http.Request, do func(context.Context, string) (*Job, error)) {
+	// As in serveCreate, it is not to be cut off half-way.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), claimTimeout)
+	defer cancel()
+	job, err := do(ctx, r.PathValue("id"))
+	if err != nil {
+		writeError(w, r, s, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, job)
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) {

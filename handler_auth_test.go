@@ -21,6 +21,8 @@ func everyCall(job string) [][3]string {
 		{"POST", "/api/jobs", `{"name": "succeed"}`},
 		{"GET", "/api/jobs/" + job, ""},
 		{"HEAD", "/api/jobs/" + job, ""},
+		{"POST", "/api/jobs/" + job + "/cancel", ""},
+		{"POST", "/api/jobs/" + job + "/retry", ""},
 		{"GET", "/api/jobs/nope", ""},
 		{"DELETE", "/api/jobs/" + job, ""},
 		{"GET", "/api/jobs/run", ""},

@@ -80,7 +80,7 @@ func TestHTTPRunPicksOnePendingJobOfTheDefaultQueue(t *testing.T) {
 	require.NotEmpty(t, report["next_due_at"], "more is due")
 	require.Equal(t, map[string]any{
 		"run_id": report["run_id"], "queue": "default", "status": "pending", "picked": 1.0, "succeeded": 1.0,
-		"failed": 0.0, "dead": 0.0, "snoozed": 0.0, "handed_back": 0.0, "lost": 0.0, "running": 0.0,
+		"failed": 0.0, "dead": 0.0, "cancelled": 0.0, "snoozed": 0.0, "handed_back": 0.0, "lost": 0.0, "running": 0.0,
 		"done": true, "next_due_at": report["next_due_at"],
 	}, report)
 	require.Equal(t, scheduler.JobStatusSucceeded, mustGet(t, w.Scheduler, first.ID).Status)

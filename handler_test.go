@@ -156,7 +156,7 @@ func TestHTTPCreatesAJobAndShowsIt(t *testing.T) {
 		"id": id, "name": "succeed", "queue": "blocking", "status": "pending",
 		"payload": map[string]any{"n": []any{1.0, nil}}, "result": nil,
 		"run_at": "2030-01-31T09:30:00Z", "created_at": job["created_at"], "started_at": nil, "finished_at": nil,
-		"attempt": 0.0, "max_attempts": 10.0, "errors": []any{}, "owner": "", "tags": []any{}, "metadata": nil, "unique_key": "",
+		"attempt": 0.0, "max_attempts": 10.0, "errors": []any{}, "owner": "", "tags": []any{}, "metadata": nil, "unique_key": "", "priority": 0.0,
 	}, job)
 	requireSameJSON(t, job["payload"], mustGet(t, w.Scheduler, id).Payload)
 }
@@ -325,6 +325,7 @@ func TestHTTPRefusesOtherMethods(t *testing.T) {
 	job := mustCreate(t, w.Scheduler, "succeed", scheduler.JobData{})
 	for path, allowed := range map[string]string{
 		"/api/jobs": "GET, HEAD, POST", "/api/jobs/run": "POST", "/api/jobs/queues": "GET, HEAD", "/api/jobs/" + job.ID: "GET, HEAD",
+		"/api/jobs/" + job.ID + "/cancel": "POST", "/api/jobs/" + job.ID + "/retry": "POST",
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} {
 			if slices.Contains(strings.Split(allowed, ", "), method) {

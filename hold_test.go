@@ -2,9 +2,12 @@ package scheduler_test
 
 import (
 	"context"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/relay-club/scheduler"
@@ -152,4 +155,37 @@ func TestTheTableRefusesTimesWithoutEnd(t *testing.T) {
 
 	_, err = scheduler.New(pool, scheduler.Config{BasePath: "/a/../b"})
 	requireInputError(t, err, "base_path", "/a/../b")
+}
+
+// hangingTracer holds up the first claim until it is released.
+type hangingTracer struct {
+	hung    atomic.Bool
+	hangs   chan struct{} // closed when it does
+	release chan struct{}
+}
+
+func (h *hangingTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	if strings.Contains(data.SQL, ".claim(") && h.hung.CompareAndSwap(false, true) {
+		close(h.hangs)
+		<-h.release
+	}
+	return ctx
+}
+
+func (*hangingTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// The runs of a process claim one after another, but one that hangs does not
+// hold up the others.
+func TestAClaimThatHangsHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	tracer := &hangingTracer{hangs: make(chan struct{}), release: make(chan struct{})}
+	config := newPool(t).Config()
+	config.ConnConfig.Tracer = tracer
+	s := newSchedulerOn(t, newPoolWith(t, config), func(c *scheduler.Config) { c.JobNames = scheduler.JobNames{"a": succeed} })
+	mustCreateMany(t, s, 2, "a", scheduler.JobData{})
+	hanging := goRun(t.Context(), s, scheduler.RunFilter{})
+	await(t, tracer.hangs)
+	require.Equal(t, 1, mustRun(t, s, scheduler.RunFilter{}).Succeeded)
+	close(tracer.release)
+	require.Equal(t, 1, await(t, hanging).report.Succeeded)
 }

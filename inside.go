@@ -140,7 +140,7 @@ func (in inside) RunNext(ctx context.Context) (id string, err error) {
 	}
 	due, err := pgx.CollectRows(rows, pgx.RowTo[JobQueue])
 	for i := 0; i < len(due) && err == nil && id == ""; i++ {
-		id, err = in.runOne(ctx, s.queues[due[i]], func(ctx context.Context) (claimed, error) {
+		id, err = in.runOne(ctx, s.queues[due[i]], func(ctx context.Context) ([]*Job, error) {
 			return s.claim(ctx, s.queues[due[i]], JobStatusAny, 1)
 		})
 	}
@@ -152,7 +152,7 @@ const claimJobSQL = `
 UPDATE {{schema}}.jobs
 SET status = 'running', lease_id = $1::text::uuid, started_at = now(), attempt = attempt + 1, claims = claims + 1
 WHERE id = $2::text::uuid AND status IN ('pending', 'failed') AND run_at <= now()
-RETURNING id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes`
+RETURNING id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority`
 
 const headSQL = `SELECT ({{schema}}.blocking_head(q)).id::text FROM {{schema}}.queues q WHERE q.name = $1::text`
 
@@ -177,7 +177,7 @@ func (in inside) RunJob(ctx context.Context, id string) error {
 	case job.RunAt.After(now):
 		return fmt.Errorf("it is %s and due in %s, at %s: expected one that is due", job.Status, job.RunAt.Sub(now), job.RunAt)
 	}
-	claim := func(ctx context.Context) (claimed, error) {
+	claim := func(ctx context.Context) ([]*Job, error) {
 		return s.claimBy(ctx, q, func(ctx context.Context, lease string) ([]*Job, error) {
 			rows, err := s.pool.Query(ctx, s.sql(claimJobSQL), lease, job.ID)
 			if err != nil {
@@ -194,7 +194,7 @@ func (in inside) RunJob(ctx context.Context, id string) error {
 		if head != job.ID {
 			return fmt.Errorf("its queue %q is a blocking one, in which job %s comes before it", q.name, head)
 		}
-		claim = func(ctx context.Context) (claimed, error) { return s.claim(ctx, q, JobStatusAny, 1) }
+		claim = func(ctx context.Context) ([]*Job, error) { return s.claim(ctx, q, JobStatusAny, 1) }
 	}
 	ran, err := in.runOne(ctx, q, claim)
 	if err == nil && ran != job.ID {
@@ -205,7 +205,7 @@ func (in inside) RunJob(ctx context.Context, id string) error {
 
 // runOne is a run of one job, which is returned when it is recorded; "": nothing
 // was claimed.
-func (in inside) runOne(ctx context.Context, q *queue, claim func(context.Context) (claimed, error)) (id string, err error) {
+func (in inside) runOne(ctx context.Context, q *queue, claim func(context.Context) ([]*Job, error)) (id string, err error) {
 	s := in.s
 	done, err := s.begin()
 	if err != nil {
@@ -217,20 +217,20 @@ func (in inside) runOne(ctx context.Context, q *queue, claim func(context.Contex
 	if room == 0 {
 		return "", ctx.Err()
 	}
-	got, err := claim(ctx)
-	s.capacity.put(room-len(got.jobs), 0)
-	if err != nil || len(got.jobs) == 0 {
+	jobs, err := claim(ctx)
+	s.capacity.put(room-len(jobs), 0)
+	if err != nil || len(jobs) == 0 {
 		return "", err
 	}
 	recorded := make(chan *outcome, 1)
-	s.start(ctx, got, q, func(o *outcome) { recorded <- o })
+	s.start(ctx, jobs, q, func(o *outcome) { recorded <- o })
 	switch o := <-recorded; {
 	case o.dropped:
-		return "", fmt.Errorf("job %s: %w", got.jobs[0].ID, ErrLeaseLost)
+		return "", fmt.Errorf("job %s: %w", jobs[0].ID, ErrLeaseLost)
 	case o.handed:
-		return "", fmt.Errorf("job %s was handed back: %w, or other runs take all of Config.Concurrency", got.jobs[0].ID, ErrShuttingDown)
+		return "", fmt.Errorf("job %s was handed back: %w, or other runs take all of Config.Concurrency", jobs[0].ID, ErrShuttingDown)
 	}
-	return got.jobs[0].ID, nil
+	return jobs[0].ID, nil
 }
 
 func (in inside) Moved() {

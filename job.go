@@ -23,7 +23,7 @@ const (
 	JobStatusSucceeded JobStatus = "succeeded" // done
 	JobStatusFailed    JobStatus = "failed"    // last attempt failed; will be rerun when its backoff has passed
 	JobStatusDead      JobStatus = "dead"      // no attempts left, or the handler said never again
-	JobStatusCancelled JobStatus = "cancelled" // called off
+	JobStatusCancelled JobStatus = "cancelled" // called off, by CancelJob
 	JobStatusAny       JobStatus = "any"       // in a RunFilter: due pending and due failed jobs together
 )
 
@@ -33,6 +33,7 @@ type Job struct {
 	ID          string          `json:"id"` // a UUIDv7 in its text form
 	Name        string          `json:"name"`
 	Queue       JobQueue        `json:"queue"`
+	Priority    int             `json:"priority"` // lower goes first
 	Status      JobStatus       `json:"status"`
 	Payload     json.RawMessage `json:"payload"`
 	Result      json.RawMessage `json:"result"` // what the handler returned; nil until the job has succeeded
@@ -54,6 +55,7 @@ type Job struct {
 	claims      int32       // which claim of the row this is: the fence of every write
 	claimedAt   time.Time   // by this process's clock
 	traceparent string      // with which it was created; "": none
+	life        *jobContext // of its handler
 }
 
 // LastAttempt says whether the attempt that was begun last is the last one the
@@ -106,7 +108,7 @@ func isBadData(code string) bool { return len(code) == 5 && (code[:2] == "22" ||
 
 // jobColumns are what scan reads of a row of jobs.
 const jobColumns = `id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
-    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes`
+    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes, priority`
 
 const getJobSQL = `
 SELECT ` + jobColumns + `
@@ -115,8 +117,8 @@ FROM {{schema}}.jobs WHERE id = $1::text::uuid`
 // GetJob returns the job with this id, in any letter case. The error is
 // ErrJobNotFound if there is none, also when id is no UUID at all.
 func (s *Scheduler) GetJob(ctx context.Context, id string) (*Job, error) {
-	if len(id) != 36 || uuid.Validate(id) != nil {
-		return nil, fmt.Errorf("get job: %w: %w", ErrJobNotFound, badInput("id", "%s: expected a UUID", shown(id)))
+	if err := checkJobID(id); err != nil {
+		return nil, fmt.Errorf("get job: %w", err)
 	}
 	job := &Job{}
 	err := job.scan(s.pool.QueryRow(ctx, s.sql(getJobSQL), id))
@@ -129,12 +131,20 @@ func (s *Scheduler) GetJob(ctx context.Context, id string) (*Job, error) {
 	return job, nil
 }
 
+// checkJobID refuses what can be no job's id.
+func checkJobID(id string) error {
+	if len(id) != 36 || uuid.Validate(id) != nil {
+		return fmt.Errorf("%w: %w", ErrJobNotFound, badInput("id", "%s: expected a UUID", shown(id)))
+	}
+	return nil
+}
+
 // scan reads jobColumns, and more that come after them.
 func (j *Job) scan(row pgx.Row, more ...any) error {
 	var failures, attributes []byte
 	var timeoutMS int64
 	columns := []any{&j.ID, &j.Name, &j.Queue, &j.Status, (*[]byte)(&j.Payload), (*[]byte)(&j.Result), &j.RunAt, &j.CreatedAt,
-		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes}
+		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes, &j.Priority}
 	err := row.Scan(append(columns, more...)...)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -34,8 +35,8 @@ type lease struct {
 	told    atomic.Pointer[string] // the lease, while the database knows that it listens
 
 	heldMu  sync.Mutex
-	held    map[*Job]bool // jobs claimed and not yet recorded as finished; true: settled, out of the way of claims
-	users   int           // jobs, and the resident loop
+	held    map[*Job]struct{} // jobs claimed and not yet recorded as finished
+	users   int               // jobs, and the resident loop
 	beating sync.WaitGroup
 	beats   bool
 }
@@ -179,6 +180,7 @@ func (l *lease) use(s *Scheduler) {
 			l.beat(s)
 		})
 		l.beating.Go(func() { l.tend(ctx, s) })
+		l.beating.Go(func() { s.watchCancelled(ctx) })
 	}
 }
 
@@ -195,10 +197,10 @@ func (l *lease) keep(s *Scheduler, jobs []*Job) {
 	defer l.heldMu.Unlock()
 	l.users += len(jobs) - 1
 	if l.held == nil {
-		l.held = map[*Job]bool{}
+		l.held = map[*Job]struct{}{}
 	}
 	for _, job := range jobs {
-		l.held[job] = false
+		l.held[job] = struct{}{}
 	}
 }
 
@@ -302,8 +304,8 @@ func (l *lease) unsettled(before time.Time) (id string, jobs []*Job) {
 	defer l.mu.Unlock()
 	l.heldMu.Lock()
 	defer l.heldMu.Unlock()
-	for job, settled := range l.held {
-		if !settled && job.claimedAt.Before(before) {
+	for job := range l.held {
+		if !job.life.settled && job.claimedAt.Before(before) {
 			jobs = append(jobs, job)
 		}
 	}
@@ -314,8 +316,38 @@ func (l *lease) settled(jobs []*Job) {
 	l.heldMu.Lock()
 	defer l.heldMu.Unlock()
 	for _, job := range jobs {
-		if _, held := l.held[job]; held {
-			l.held[job] = true
+		job.life.settled = true
+	}
+}
+
+// watched returns the leases of the jobs that were claimed before a time and
+// were not called off, as far as is known here. That is one, unless one was lost.
+func (l *lease) watched(before time.Time) (leases []string) {
+	l.heldMu.Lock()
+	defer l.heldMu.Unlock()
+	for job := range l.held {
+		if !job.life.calledOff && job.claimedAt.Before(before) && !slices.Contains(leases, job.life.leaseID) {
+			leases = append(leases, job.life.leaseID)
 		}
+	}
+	return leases
+}
+
+// callOff ends the contexts of jobs, if they still run by these claims.
+func (l *lease) callOff(marked map[pgtype.UUID]int32) {
+	if len(marked) == 0 {
+		return
+	}
+	var lives []*jobContext
+	l.heldMu.Lock()
+	for job := range l.held {
+		if claims, ok := marked[job.key]; ok && claims == job.claims {
+			job.life.calledOff = true
+			lives = append(lives, job.life)
+		}
+	}
+	l.heldMu.Unlock()
+	for _, life := range lives {
+		life.callOff()
 	}
 }

@@ -78,9 +78,9 @@ func TestHeartbeatNeedsNoConnectionThatHandlersMayTake(t *testing.T) {
 	config.MaxConns = 2
 	pool := newPoolWith(t, config)
 	s := newSchedulerOn(t, pool, func(c *scheduler.Config) {
-		c.Lease = time.Second
+		c.Lease = 3 * time.Second // a machine that is busy has to make a connection in a third of it
 		c.JobNames = scheduler.JobNames{"a": func(ctx context.Context, _ *scheduler.Job) (any, error) {
-			_, err := pool.Exec(ctx, "SELECT pg_sleep(2.5)")
+			_, err := pool.Exec(ctx, "SELECT pg_sleep(4)")
 			return nil, err
 		}}
 	})

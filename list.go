@@ -84,8 +84,7 @@ func (s *Scheduler) ListJobs(ctx context.Context, filter JobFilter) (JobPage, er
 }
 
 const listJobsSQL = `
-SELECT id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
-    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes
+SELECT ` + jobColumns + `
 FROM {{schema}}.list_jobs($1::text[], $2::text[], $3::text[], $4::text::jsonb, $5::timestamptz, $6::timestamptz, $7::text::uuid, $8::int)
 ORDER BY id DESC`
 

@@ -128,8 +128,8 @@ func execText(ctx context.Context, conn *pgconn.PgConn, text string) error {
 }
 
 const declareQueuesSQL = `
-INSERT INTO {{schema}}.queues AS q (name, base, skip_failed, max_attempts)
-SELECT * FROM unnest($1::text[], $2::text[], $3::bool[], $4::int[])
+INSERT INTO {{schema}}.queues AS q (name, base, skip_failed, max_attempts, paused)
+SELECT n.*, a.paused FROM unnest($1::text[], $2::text[], $3::bool[], $4::int[]) AS n, {{schema}}.all_queues a
 ON CONFLICT (name) DO UPDATE
 SET base = excluded.base, skip_failed = excluded.skip_failed, max_attempts = excluded.max_attempts
 WHERE (q.base, q.skip_failed, q.max_attempts) IS DISTINCT FROM (excluded.base, excluded.skip_failed, excluded.max_attempts)`

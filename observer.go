@@ -19,6 +19,7 @@ const (
 	EventSucceeded  EventKind = "succeeded"   // recorded: the handler returned nil, or CompleteTx committed
 	EventFailed     EventKind = "failed"      // recorded: will be rerun after its backoff
 	EventDead       EventKind = "dead"        // recorded: will not be rerun. After rescued too, if that was the last attempt
+	EventCancelled  EventKind = "cancelled"   // by CancelJob; of a job that was running, when that is recorded or it is rescued
 	EventSnoozed    EventKind = "snoozed"     // recorded: asked to be run later
 	EventHandedBack EventKind = "handed_back" // recorded: not done, because of a shutdown or for want of a slot
 	EventRescued    EventKind = "rescued"     // taken back from a process that was lost, which may be another one
@@ -268,6 +269,8 @@ func (s *Scheduler) tellOutcome(o *outcome) {
 		kind = EventFailed
 	case o.status == JobStatusDead:
 		kind = EventDead
+	case o.status == JobStatusCancelled:
+		kind = EventCancelled
 	}
 	s.tell(seen.event(kind))
 }
@@ -279,7 +282,18 @@ func (s *Scheduler) tellRescued(job *Job) {
 	}
 	seen := sighting{job: *job, err: fmt.Errorf("%w: the process that ran this attempt ended or could not renew its lease", ErrLeaseLost)}
 	s.tell(seen.event(EventRescued))
-	if job.Status == JobStatusDead {
+	switch job.Status {
+	case JobStatusDead:
 		s.tell(seen.event(EventDead))
+	case JobStatusCancelled:
+		s.tell(seen.event(EventCancelled))
 	}
+}
+
+// tellCancelled tells of a job that was called off before it ran.
+func (s *Scheduler) tellCancelled(job *Job) {
+	if s.config.Observer == nil {
+		return
+	}
+	s.tell((&sighting{job: job.copied()}).event(EventCancelled))
 }

@@ -151,3 +151,40 @@ func (p *planTest) loseClaim(t *testing.T) {
 	require.NoError(t, other.Shutdown(t.Context()))
 	mustExec(t, p.aside, "DELETE FROM scheduler.jobs WHERE id = $1::text::uuid", id)
 }
+
+func (p *planTest) lookForCancelled(t *testing.T) {
+	mustExec(t, p.aside, `UPDATE scheduler.jobs SET cancelling = true
+		WHERE id IN (SELECT id FROM scheduler.jobs WHERE lane IS NOT NULL AND status = 'running' ORDER BY id LIMIT 2)`)
+	mustExec(t, p.pool, "SELECT FROM scheduler.cancelled_under(ARRAY(SELECT id FROM scheduler.leases))")
+	mustExec(t, p.aside, "UPDATE scheduler.jobs SET cancelling = NULL WHERE cancelling")
+}
+
+func (p *planTest) cancelAndRetry(t *testing.T) {
+	for _, queue := range []scheduler.JobQueue{"quiet", scheduler.JobQueueBlocking} {
+		id := mustCreate(t, p.Scheduler, "short", tomorrowIn(queue)).ID
+		mustCancel(t, p.Scheduler, id)
+		mustRetry(t, p.Scheduler, id)
+		mustCancel(t, p.Scheduler, id)
+	}
+}
+
+func (p *planTest) rescheduleAndDelete(t *testing.T) {
+	for _, queue := range []scheduler.JobQueue{"quiet", scheduler.JobQueueBlocking} {
+		id := mustCreate(t, p.Scheduler, "short", tomorrowIn(queue)).ID
+		_, err := p.RescheduleJob(t.Context(), id, tomorrowIn(queue).RunAt)
+		require.NoError(t, err)
+		require.NoError(t, p.DeleteJob(t.Context(), id))
+	}
+}
+
+func (p *planTest) cancelRunning(t *testing.T) {
+	id := mustCreate(t, p.Scheduler, "long", scheduler.JobData{}).ID
+	run := goRun(t.Context(), p.Scheduler, scheduler.RunFilter{})
+	waitFor(t, func() bool {
+		return mustQuery[bool](t, p.aside, "SELECT status = 'running' FROM scheduler.jobs WHERE id = $1::text::uuid", id)
+	})
+	_, err := p.CancelJob(t.Context(), id)
+	require.NoError(t, err)
+	p.release <- struct{}{}
+	require.Equal(t, 1, await(t, run).report.Succeeded)
+}

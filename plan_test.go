@@ -38,41 +38,49 @@ var (
 	byID   = []string{"jobs_pkey"}
 	byLive = []string{"jobs_live"}
 	either = []string{"jobs_live", "jobs_pkey"}
+
+	forExceptions = []string{"jobs_live", "jobs_pkey", "jobs_cancelling"}
 )
 
-// operations are what the library does often. The bounds are about twice what
-// was measured, because that depends on how many jobs are recorded at once, and
-// less than a walk through the table, or through the jobs of a queue in an index.
+// operations are what the library does often. The bounds of rows are about twice
+// what was measured, because that depends on how many jobs are recorded at once.
+// Those of blocks are a multiple, because entries of jobs that were there before
+// are passed over until nobody may see them any more; and less than a walk
+// through the jobs of a queue in an index.
 var operations = []struct {
 	title   string
 	do      func(p *planTest, t *testing.T)
 	asks    string   // part of a statement by which it is known that it was the one
 	indexes []string // those by which jobs may be found; by ctid they may be found everywhere
 	rows    int      // how many rows of jobs are read at most
-	blocks  int      // how many blocks are, of the table and of indexes: a walk through an index may read no row
+	blocks  int      // how many blocks one statement reads at most, of the table and of indexes: a walk through an index may read no row
 }{
 	{"create a job", (*planTest).createJob, "INSERT INTO", none, 0, 0},
 	{"create jobs", (*planTest).createJobs, "unnest", none, 0, 0},
 	{"create a job in a transaction", (*planTest).createJobTx, "notify_created($1", none, 0, 0},
 	{"create a job in SQL", (*planTest).createJobInSQL, "create_job(", none, 0, 0},
-	{"create a unique job", (*planTest).createUnique, "create_unique(", byID, 8, 60},
+	{"create a unique job", (*planTest).createUnique, "create_unique(", byID, 8, 80},
 	{"read a job", (*planTest).readJob, "WHERE id =", byID, 1, 10},
-	{"run with nothing due", (*planTest).runNothingDue, "claim(", byLive, 20, 60},
-	{"run ten jobs", (*planTest).runTen, "finish(", either, 60, 300},
-	{"run a hundred jobs", (*planTest).runHundred, "finish(", either, 350, 1500},
-	{"fail and rerun ten jobs", (*planTest).rerunFailed, "finish(", either, 100, 480},
-	{"run a blocking queue", (*planTest).runSerial, "claim_blocking(", either, 30, 300},
-	{"finish a job that was taken away", (*planTest).finishTakenAway, "finish(", either, 20, 120},
-	{"complete a job in a transaction", (*planTest).complete, "complete(", either, 20, 120},
-	{"settle forty jobs", (*planTest).settle, "settle(", either, 200, 1000},
-	{"resident", (*planTest).resident, "pg_notify(", either, 100, 500},
-	{"tick of a worker", (*planTest).tickDefault, "run_worker(", byLive, 4, 20},
-	{"tick of a blocking queue's worker", (*planTest).tickSerial, "run_worker(", either, 6, 30},
-	{"tick after a lease was lost", (*planTest).tickLost, "rescue()", either, 40, 240},
-	{"rescue", (*planTest).rescue, "rescue()", either, 40, 240},
+	{"run with nothing due", (*planTest).runNothingDue, "claim(", byLive, 20, 80},
+	{"run ten jobs", (*planTest).runTen, "finish(", either, 60, 160},
+	{"run a hundred jobs", (*planTest).runHundred, "finish(", either, 350, 1200},
+	{"fail and rerun ten jobs", (*planTest).rerunFailed, "finish(", either, 100, 160},
+	{"run a blocking queue", (*planTest).runSerial, "claim_blocking(", either, 30, 80},
+	{"finish a job that was taken away", (*planTest).finishTakenAway, "finish(", either, 20, 80},
+	{"complete a job in a transaction", (*planTest).complete, "complete(", either, 20, 80},
+	{"settle forty jobs", (*planTest).settle, "settle(", either, 200, 500},
+	{"look for cancelled jobs", (*planTest).lookForCancelled, "cancelled_under(", none, 0, 0}, // an exception too
+	{"cancel and retry a job", (*planTest).cancelAndRetry, "retry_job(", either, 45, 80},
+	{"reschedule and delete a job", (*planTest).rescheduleAndDelete, "delete_job(", either, 30, 80},
+	{"cancel a running job", (*planTest).cancelRunning, "finish(", either, 35, 80},
+	{"resident", (*planTest).resident, "pg_notify(", either, 100, 120},
+	{"tick of a worker", (*planTest).tickDefault, "run_worker(", byLive, 4, 80},
+	{"tick of a blocking queue's worker", (*planTest).tickSerial, "run_worker(", either, 6, 80},
+	{"tick after a lease was lost", (*planTest).tickLost, "rescue()", either, 40, 80},
+	{"rescue", (*planTest).rescue, "rescue()", either, 40, 80},
 	{"clean up", (*planTest).cleanUp, "clean_up(", none, 0, 0}, // all of it is among the exceptions
-	{"a process comes and goes", (*planTest).comeAndGo, "DELETE FROM", byLive, 40, 240},
-	{"a process loses a claim", (*planTest).loseClaim, "greatest(j.attempt", byLive, 20, 120},
+	{"a process comes and goes", (*planTest).comeAndGo, "DELETE FROM", byLive, 40, 80},
+	{"a process loses a claim", (*planTest).loseClaim, "greatest(j.attempt", byLive, 20, 80},
 }
 
 // exceptions are statements that come rarely. Most look for running jobs by
@@ -93,7 +101,9 @@ var exceptions = []struct {
 	{"j.id = ANY (v_ids)", oldJobs},                          //
 	{"j.id = k.job_id\n        WHERE j.id IS NULL", oldJobs}, // clean_up, of keys
 	{"j.id = ANY (ids)", oldJobs},                            //
-	{"SET lane = 2", 80},                                     // settle, to lock and to write
+	{"SET lane = 3 * j", 80},                                 // settle, to lock and to write
+	{"WHERE j.cancelling AND", 4},                            // of running jobs that were called off, those are all
+	{"j.cancelling AND f.status", 4},                         // finish, of those
 }
 
 // A table of many finished jobs costs nobody anything: what is done often finds
@@ -126,7 +136,7 @@ func TestPlansFindJobsByTheirIndexes(t *testing.T) {
 				}
 				require.Equal(t, op.blocks > 0, c.texts != "", "whether jobs are looked for to %s", op.title)
 				require.LessOrEqual(t, c.rows, op.rows, "rows of jobs that are read to %s:\n%s", op.title, c.texts)
-				require.LessOrEqual(t, c.blocks, op.blocks, "blocks that are read to %s:\n%s", op.title, c.texts)
+				require.LessOrEqual(t, c.blocks, op.blocks, "blocks that a statement reads to %s:\n%s", op.title, c.texts)
 			})
 		}
 	}
@@ -141,7 +151,7 @@ func TestPlansFindJobsByTheirIndexes(t *testing.T) {
 type planCheck struct {
 	title        string
 	indexes      []string
-	rows, blocks int
+	rows, blocks int    // of all statements; of the one that reads most
 	texts        string // the plans that count in rows and blocks
 }
 
@@ -158,20 +168,22 @@ func (c *planCheck) add(t *testing.T, text string) {
 		}
 		rows := 0
 		for _, scan := range scans {
-			require.Contains(t, either, scan.Index, "the index of a %s to %s:\n%s", scan.Type, c.title, text)
+			require.Contains(t, forExceptions, scan.Index, "the index of a %s to %s:\n%s", scan.Type, c.title, text)
 			rows += scan.read()
 		}
 		require.LessOrEqual(t, rows, exception.rows, "rows of jobs that are read to %s:\n%s", c.title, text)
 		return
 	}
+	blocks := 0
 	for _, scan := range scans {
 		if scan.Type != "Tid Scan" {
 			require.Contains(t, []string{"Index Scan", "Index Only Scan"}, scan.Type, "the scan of jobs to %s:\n%s", c.title, text)
 			require.Contains(t, c.indexes, scan.Index, "the index of a %s to %s:\n%s", scan.Type, c.title, text)
 		}
 		c.rows += scan.read()
-		c.blocks += scan.Hit + scan.Read
+		blocks += scan.Hit + scan.Read
 	}
+	c.blocks = max(c.blocks, blocks)
 	if len(scans) > 0 {
 		c.texts += text + "\n"
 	}

@@ -35,6 +35,8 @@ func writeError(w http.ResponseWriter, r *http.Request, s *Scheduler, err error)
 		p.Status, p.Detail = status.status, status.Error()
 	case errors.Is(err, ErrJobNotFound):
 		p.Status, p.Detail = http.StatusNotFound, "there is no job with this id"
+	case errors.Is(err, ErrJobState):
+		p.Status, p.Detail = http.StatusConflict, err.Error()
 	case errors.As(err, &input):
 		// A parameter is a bad request; a field that was understood but can't be
 		// used is unprocessable.

@@ -46,6 +46,12 @@ type QueueConfig struct {
 	// ErrJobTimeout. JobData.Timeout overrides it for one job. Defaults to
 	// none.
 	Timeout time.Duration
+	// PriorityAge is how long a job may be overdue before its priority counts
+	// for nothing: such jobs go first, the oldest first, so that none starves
+	// behind those of lower priorities. Below zero: it always counts. It means
+	// nothing for blocking queues, and for those without priorities. Defaults to
+	// 10 minutes.
+	PriorityAge time.Duration
 	// SkipFailed lets a blocking queue go on with the next job while a failed
 	// one waits for its backoff. By default the failed job holds the queue, so
 	// that order is kept. It means nothing for other queues.
@@ -56,6 +62,7 @@ const (
 	defaultMaxAttempts = 10
 	mostAttempts       = 1000
 	mostBackoff        = 24 * time.Hour
+	defaultPriorityAge = 10 * time.Minute
 )
 
 // queue is one declared queue with all its settings filled in.
@@ -82,7 +89,7 @@ func declaredQueues(configs map[JobQueue]QueueConfig) (map[JobQueue]*queue, erro
 			return nil, badInput("queues", "base queue %q can't extend %s", base, shown(string(config.Extends)))
 		}
 		config.Extends = base
-		q, err := newQueue(base, config, QueueConfig{MaxAttempts: defaultMaxAttempts, Backoff: defaultBackoff})
+		q, err := newQueue(base, config, QueueConfig{MaxAttempts: defaultMaxAttempts, Backoff: defaultBackoff, PriorityAge: defaultPriorityAge})
 		if err != nil {
 			return nil, err
 		}
@@ -130,6 +137,7 @@ func newQueue(name JobQueue, config, base QueueConfig) (*queue, error) {
 	if config.Timeout < 0 {
 		return nil, badInput("queues", "queue %q: timeout %s: expected none or a time above zero", name, config.Timeout)
 	}
+	setDefault(&config.PriorityAge, base.PriorityAge)
 	config.SkipFailed = config.SkipFailed || base.SkipFailed
 	return &queue{QueueConfig: config, name: name, turn: make(turn, 1)}, nil
 }

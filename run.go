@@ -26,7 +26,7 @@ type RunFilter struct {
 
 const mostLimit = 10_000
 
-// RunReport tells what came of a run. Picked is the sum of the seven counts
+// RunReport tells what came of a run. Picked is the sum of the eight counts
 // after it.
 type RunReport struct {
 	RunID      string     `json:"run_id"` // a UUIDv7, for logs
@@ -36,6 +36,7 @@ type RunReport struct {
 	Succeeded  int        `json:"succeeded"`
 	Failed     int        `json:"failed"`      // will be rerun after their backoff
 	Dead       int        `json:"dead"`        // will not be rerun
+	Cancelled  int        `json:"cancelled"`   // called off while they ran
 	Snoozed    int        `json:"snoozed"`     // asked to be run later
 	HandedBack int        `json:"handed_back"` // not done, because of a shutdown or for want of a slot; due again
 	Lost       int        `json:"lost"`        // the lease was lost: others have the jobs now
@@ -167,14 +168,14 @@ func (r *run) pick(ctx context.Context) error {
 		if room == 0 {
 			return context.Cause(ctx)
 		}
-		got, err := r.s.claim(ctx, r.queue, r.filter.Status, room)
-		r.s.capacity.put(room-len(got.jobs), 0)
+		jobs, err := r.s.claim(ctx, r.queue, r.filter.Status, room)
+		r.s.capacity.put(room-len(jobs), 0)
 		if err != nil {
 			return err
 		}
-		r.start(got)
-		left -= len(got.jobs)
-		if len(got.jobs) < room {
+		r.start(jobs)
+		left -= len(jobs)
+		if len(jobs) < room {
 			return nil
 		}
 	}
@@ -193,13 +194,13 @@ func (r *run) patience() <-chan time.Time {
 	return time.After(r.s.config.RunWait)
 }
 
-func (r *run) start(got claimed) {
+func (r *run) start(jobs []*Job) {
 	r.mu.Lock()
-	r.report.Picked += len(got.jobs)
-	r.report.Running += len(got.jobs)
+	r.report.Picked += len(jobs)
+	r.report.Running += len(jobs)
 	r.mu.Unlock()
-	r.free.Add(len(got.jobs))
-	r.s.start(r.values, got, r.queue, r.recorded)
+	r.free.Add(len(jobs))
+	r.s.start(r.values, jobs, r.queue, r.recorded)
 }
 
 // recorded counts a job whose verdict is in the database.
@@ -217,6 +218,8 @@ func (r *run) recorded(o *outcome) {
 		r.report.Failed++
 	case o.status == JobStatusDead:
 		r.report.Dead++
+	case o.status == JobStatusCancelled:
+		r.report.Cancelled++
 	default:
 		r.report.Snoozed++
 	}

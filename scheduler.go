@@ -8,11 +8,12 @@
 // process is needed: the service may sleep until it is called. Services that
 // stay up call [Scheduler.Work] instead, or as well.
 //
-// A job's path through the files of this package: created (create.go), claimed
+// A job's path through the files of this package: created (create.go, row.go), claimed
 // (claim.go) by a run (run.go) or by the resident loop (work.go) under the
 // process's lease (lease.go), handled (worker.go) when a slot is free (slots.go),
 // finished (finish.go) unless its handler has done that (complete.go), and seen
-// (job.go, list.go, stats.go, handler.go).
+// (job.go, list.go, stats.go, handler.go). What else may be done to it is in
+// control.go.
 package scheduler
 
 import (
@@ -60,8 +61,8 @@ type Config struct {
 	// "Authorization: Bearer <token>"; several, so that they can be rotated.
 	// Defaults to none: every call is refused that Authorize does not allow.
 	Tokens []string
-	// Authorize, if set, decides in place of Tokens who may create and read
-	// jobs over HTTP. Runs always need a token. Defaults to nil.
+	// Authorize, if set, decides in place of Tokens who may create, read, cancel
+	// and retry jobs over HTTP. Runs always need a token. Defaults to nil.
 	Authorize func(*http.Request) bool
 	// Schema is the Postgres schema: 1 to 48 lower-case letters, digits or _,
 	// not beginning with a digit. Defaults to "scheduler".

@@ -11,7 +11,6 @@ type attempt struct {
 	job      *Job
 	queue    *queue
 	values   context.Context // the handler's context has its values
-	lease    context.Context // and ends with it
 	startBy  time.Time       // else it is handed back
 	recorded func(*outcome)  // called when its outcome is in the database, or dropped
 
@@ -33,17 +32,17 @@ const startWithin = time.Second
 
 // start begins the attempts of claimed jobs, as many as there are slots; the
 // others wait for one.
-func (s *Scheduler) start(values context.Context, got claimed, q *queue, recorded func(*outcome)) {
-	if len(got.jobs) == 0 {
+func (s *Scheduler) start(values context.Context, jobs []*Job, q *queue, recorded func(*outcome)) {
+	if len(jobs) == 0 {
 		return
 	}
 	startBy := time.Now().Add(startWithin)
-	attempts := make([]attempt, len(got.jobs))
+	attempts := make([]attempt, len(jobs))
 	s.slots.mu.Lock()
 	defer s.slots.mu.Unlock()
-	for i, job := range got.jobs {
+	for i, job := range jobs {
 		a := &attempts[i]
-		a.job, a.queue, a.values, a.lease, a.startBy, a.recorded = job, q, values, got.lease, startBy, recorded
+		a.job, a.queue, a.values, a.startBy, a.recorded = job, q, values, startBy, recorded
 		switch {
 		case s.slots.free > 0:
 			s.slots.free--

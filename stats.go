@@ -16,10 +16,11 @@ type QueueStat struct {
 	Failed      int        `json:"failed"`        // waiting to be rerun, due or not
 	Running     int        `json:"running"`       // those of processes that are gone included, until they are taken back
 	OldestDueAt *time.Time `json:"oldest_due_at"` // the earliest run_at of a pending or failed job that is due, in UTC; nil if none is
+	Paused      bool       `json:"paused"`        // none of it is started, see PauseQueue
 }
 
 const queueStatsSQL = `
-SELECT queue, pending, scheduled, failed, running, oldest_due_at FROM {{schema}}.queue_stats($1::text[]) ORDER BY queue COLLATE "C"`
+SELECT queue, pending, scheduled, failed, running, oldest_due_at, paused FROM {{schema}}.queue_stats($1::text[]) ORDER BY queue COLLATE "C"`
 
 // QueueStats counts, by the database's clock, what is not finished in each queue
 // that this process or another declared, and in others that have such jobs,
@@ -35,7 +36,7 @@ func (s *Scheduler) QueueStats(ctx context.Context) ([]QueueStat, error) {
 		return nil, fmt.Errorf("queue stats: %w", explained(err))
 	}
 	stats, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (q QueueStat, err error) {
-		err = row.Scan(&q.Queue, &q.Pending, &q.Scheduled, &q.Failed, &q.Running, &q.OldestDueAt)
+		err = row.Scan(&q.Queue, &q.Pending, &q.Scheduled, &q.Failed, &q.Running, &q.OldestDueAt, &q.Paused)
 		if q.OldestDueAt != nil {
 			*q.OldestDueAt = q.OldestDueAt.UTC()
 		}

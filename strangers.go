@@ -18,14 +18,7 @@ type strangers struct {
 
 const strangersEvery = time.Minute
 
-// strangersSQL looks at the oldest jobs of each queue: those that nobody takes
-// end up there.
-const strangersSQL = `
-SELECT q.name, due.name FROM unnest($1::text[]) AS q (name), LATERAL (
-    SELECT oldest.name FROM (
-        SELECT j.name FROM {{schema}}.jobs j
-        WHERE j.queue = q.name AND j.lane = 0 AND j.run_at <= now() ORDER BY j.run_at LIMIT 100) AS oldest
-    WHERE NOT oldest.name = ANY ($2::text[]) LIMIT 1) AS due`
+const strangersSQL = `SELECT queue, name FROM {{schema}}.strangers($1::text[], $2::text[])`
 
 func (s *Scheduler) warnOfStrangers(ctx context.Context, queues ...string) {
 	s.strangers.mu.Lock()

@@ -63,7 +63,7 @@ func uniquenessOf(data JobData) (*uniqueness, *InputError) {
 	return nil, nil
 }
 
-// uniqueColumns are the parameters $1 to $11 of create_unique.
+// uniqueColumns are the parameters $1 to $12 of create_unique.
 func uniqueColumns(rows []newRow) []any {
 	n := len(rows)
 	keys, lasts, replaces := make([]*string, n), make([]*int64, n), make([]bool, n)
@@ -78,9 +78,9 @@ func uniqueColumns(rows []newRow) []any {
 
 const createUniqueSQL = `
 SELECT ` + jobColumns + `, duplicate, changed, coalesce(asked, ''), (extract(epoch FROM run_at - now()) * 1000000)::bigint,
-    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $14::text::uuid)
+    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $15::text::uuid)
 FROM {{schema}}.create_unique($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
-    $8::text[], $9::text[], $10::bigint[], $11::bool[], $12::text, $13::text) AS u, LATERAL (SELECT (u.job).*) AS j`
+    $8::text[], $9::int[], $10::text[], $11::bigint[], $12::bool[], $13::text, $14::text) AS u, LATERAL (SELECT (u.job).*) AS j`
 
 // found is the job that there is after a creation which may find one.
 type found struct {
@@ -118,9 +118,9 @@ func (s *Scheduler) createUnique(ctx context.Context, row *newRow, from *keyedRe
 
 const createUniqueJobsSQL = `
 SELECT (job).id::text, (job).queue, now(), changed, (extract(epoch FROM (job).run_at - now()) * 1000000)::bigint,
-    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $12::text::uuid)
+    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $13::text::uuid)
 FROM {{schema}}.create_unique($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
-    $8::text[], $9::text[], $10::bigint[], $11::bool[]) WITH ORDINALITY AS u (job, duplicate, changed, asked, place) ORDER BY place`
+    $8::text[], $9::int[], $10::text[], $11::bigint[], $12::bool[]) WITH ORDINALITY AS u (job, duplicate, changed, asked, place) ORDER BY place`
 
 // insertUniqueJobs stores all jobs or none, tells of them, and returns the ids
 // of those there are in their places. at is when the new ones were created.

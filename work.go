@@ -135,14 +135,14 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue) error {
 		if room == 0 {
 			return nil
 		}
-		got, err := s.claim(ctx, q, JobStatusAny, room)
-		s.capacity.put(room-len(got.jobs), 0)
+		jobs, err := s.claim(ctx, q, JobStatusAny, room)
+		s.capacity.put(room-len(jobs), 0)
 		if err != nil {
 			return err
 		}
-		s.underway.Add(len(got.jobs)) // Work is still counted, so Shutdown has not stopped waiting
-		s.start(values, got, q, recorded)
-		if len(got.jobs) < room {
+		s.underway.Add(len(jobs)) // Work is still counted, so Shutdown has not stopped waiting
+		s.start(values, jobs, q, recorded)
+		if len(jobs) < room {
 			return nil
 		}
 		if q.blocking() {

@@ -12,9 +12,10 @@ import (
 )
 
 // HandlerFunc does the work of one job. Its context ends when the job's
-// timeout has passed, when the process has lost the job's lease, or when
-// Shutdown does not wait any longer; context.Cause tells which. It carries the
-// values of the context given to Run or Work, and does not end with that.
+// timeout has passed, when somebody cancels the job, when the process has lost
+// the job's lease, or when Shutdown does not wait any longer; context.Cause
+// tells which. It carries the values of the context given to Run or Work, and
+// does not end with that.
 //
 // What it returns is the job's verdict: nil means succeeded, and result, as
 // JSON of at most 1 MiB, is kept with the job; an error means that the attempt
@@ -84,44 +85,21 @@ func (e *retryAfterError) Unwrap() error { return e.err }
 // not be below zero.
 func RetryAfter(d time.Duration, err error) error { return &retryAfterError{d, err} }
 
-// jobContext ends with the lease and has the values of the run, and its own.
-type jobContext struct {
-	context.Context // the lease's
-	attempt         *attempt
-}
-
-// attemptKey is that of the attempt in its handler's context.
-type attemptKey struct{}
-
-func (c jobContext) Value(key any) any {
-	switch key.(type) {
-	case attemptKey:
-		return c.attempt
-	case traceparentKey:
-		if c.attempt.job.traceparent != "" {
-			return c.attempt.job.traceparent
-		}
-	}
-	if value := c.Context.Value(key); value != nil {
-		return value
-	}
-	return c.attempt.values.Value(key)
-}
-
 // handle runs one claimed job and hands its verdict to the finisher, which calls
 // recorded when it is in the database, or dropped because the lease was lost.
 func (s *Scheduler) handle(a *attempt) {
-	if a.lease.Err() != nil { // before it began
+	job := a.job
+	if job.life.Err() != nil { // before it began
 		s.handBack(a)
 		return
 	}
-	job := a.job
+	job.life.attempt = a
 	out := &outcome{job: job, recorded: a.recorded, seen: s.tellStarted(job)}
 	timeout := job.Timeout
 	if timeout == 0 {
 		timeout = a.queue.Timeout
 	}
-	ctx, cancel := context.Context(jobContext{a.lease, a}), context.CancelFunc(func() {})
+	ctx, cancel := context.Context(job.life), context.CancelFunc(func() {})
 	if timeout > 0 {
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: %s has passed", ErrJobTimeout, timeout))
 	}
@@ -129,6 +107,7 @@ func (s *Scheduler) handle(a *attempt) {
 	// Deferred, because a handler may end this goroutine by a panic or by
 	// runtime.Goexit. This is the one place that catches both.
 	defer func() {
+		defer job.life.release()
 		defer cancel()
 		out.seen.returned()
 		if !returned {
@@ -143,7 +122,7 @@ func (s *Scheduler) handle(a *attempt) {
 	result, err := s.handlers[job.Name](ctx, job)
 	out.seen.returned()
 	// Shutdown's doing, not the handler's: the attempt does not count.
-	interrupted := err != nil && errors.Is(context.Cause(a.lease), ErrShuttingDown)
+	interrupted := err != nil && errors.Is(context.Cause(job.life.lease), ErrShuttingDown)
 	if err != nil && context.Cause(ctx) != nil && !strings.Contains(err.Error(), context.Cause(ctx).Error()) {
 		err = fmt.Errorf("%w (its context ended: %w)", err, context.Cause(ctx))
 	}
@@ -167,6 +146,8 @@ func (o *outcome) judge(s *Scheduler, q *queue, result any, err error, interrupt
 	var snoozed *snoozeError
 	var later *retryAfterError
 	switch {
+	case o.job.life.isCalledOff(): // so the database says too
+		o.status = JobStatusCancelled
 	case errors.As(err, &cancelled):
 		o.status = JobStatusDead
 	case errors.As(err, &snoozed) && snoozed.delay >= 0:

@@ -43,7 +43,7 @@ func TestTickCallsOnlyWhenSomethingIsDue(t *testing.T) {
 		return "status = 'running', attempt = 1, claims = 1, lease_id = '" + lease(expires) + "'"
 	}
 	head := func(queue scheduler.JobQueue, change string) { // a job that was started, and one behind it
-		job(queue, change)
+		job(queue, change+", started_at = now()")
 		mustExec(t, w.pool, "UPDATE "+w.schema+".queues SET head = (SELECT id FROM "+jobs+" WHERE queue = $1) WHERE name = $1", string(queue))
 		job(queue, "")
 	}

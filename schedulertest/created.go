@@ -123,6 +123,7 @@ func matcher(data scheduler.JobData) (func(*scheduler.Job) bool, error) {
 			(data.RunAt.IsZero() || job.RunAt.Sub(data.RunAt).Abs() <= runAtOff) &&
 			(data.Queue == "" || job.Queue == data.Queue) &&
 			(data.MaxAttempts == 0 || job.MaxAttempts == data.MaxAttempts) &&
+			(data.Priority == 0 || job.Priority == data.Priority) &&
 			(data.Timeout == 0 || job.Timeout == data.Timeout) &&
 			(data.Owner == "" || job.Owner == data.Owner) &&
 			(data.UniqueKey == "" || job.UniqueKey == data.UniqueKey) &&

@@ -5,6 +5,8 @@
 --                   ^         |
 --                   |         +-> failed (backoff passes) -> running
 --                   +-- snoozed, handed back at shutdown, or rescued from a lost lease
+--
+-- 006_control.sql has what people do to a job: cancel, retry, reschedule, delete.
 
 -- What one column may hold is a domain's matter and what goes together is the
 -- table's: every statement reads and compiles the constraints of a table anew,
@@ -14,7 +16,7 @@ CREATE DOMAIN {{schema}}.job_time AS timestamptz CONSTRAINT job_time_is_finite C
 CREATE DOMAIN {{schema}}.job_timeout AS bigint CONSTRAINT job_timeout_positive CHECK (VALUE > 0);
 CREATE DOMAIN {{schema}}.job_attempt AS smallint CONSTRAINT job_attempt_not_negative CHECK (VALUE >= 0);
 CREATE DOMAIN {{schema}}.job_attempts AS smallint CONSTRAINT job_attempts_positive CHECK (VALUE > 0);
-CREATE DOMAIN {{schema}}.job_lane AS smallint CONSTRAINT job_lane_known CHECK (VALUE BETWEEN 0 AND 2);
+CREATE DOMAIN {{schema}}.job_lane AS smallint CONSTRAINT job_lane_known CHECK (VALUE BETWEEN -300 AND 302);
 CREATE DOMAIN {{schema}}.job_queue AS text CONSTRAINT job_queue_is_a_place CHECK (VALUE <> 'failed' AND VALUE <> '');
 CREATE DOMAIN {{schema}}.job_name AS text CONSTRAINT job_name_length CHECK (length(VALUE) BETWEEN 1 AND 128);
 CREATE DOMAIN {{schema}}.job_status AS text
@@ -33,6 +35,8 @@ CREATE TABLE {{schema}}.jobs (
     attempt      {{schema}}.job_attempt  NOT NULL DEFAULT 0, -- counted at claim; a snooze or a shutdown gives it back
     max_attempts {{schema}}.job_attempts NOT NULL DEFAULT 10,
     lane         {{schema}}.job_lane     DEFAULT 0,          -- its place in the index of what is live, see jobs_live
+    cancelling   boolean,                                    -- of a running job: true if it was called off; NULL for all others
+    priority     smallint                NOT NULL DEFAULT 0, -- lower goes first; -100 to 100, as far as lanes go
     queue        {{schema}}.job_queue    NOT NULL DEFAULT 'default',
     name         {{schema}}.job_name     NOT NULL,
     status       {{schema}}.job_status   NOT NULL DEFAULT 'pending',
@@ -42,8 +46,9 @@ CREATE TABLE {{schema}}.jobs (
     attributes   jsonb,                                      -- {owner, tags, metadata, unique_key, …}, what is searched by; NULL when none
 
     CONSTRAINT jobs_waits_in_lane CHECK (
-        lane IS NOT DISTINCT FROM CASE status WHEN 'pending' THEN 0 WHEN 'failed' THEN 1 WHEN 'running' THEN lane END),
-    CONSTRAINT jobs_running_has_lease CHECK ((status = 'running') = (lease_id IS NOT NULL)),
+        CASE status WHEN 'pending' THEN lane = 3 * priority WHEN 'failed' THEN lane = 3 * priority + 1
+            WHEN 'running' THEN lane BETWEEN 3 * priority AND 3 * priority + 2 ELSE lane IS NULL END IS TRUE),
+    CONSTRAINT jobs_running_has_lease CHECK ((status = 'running') = (lease_id IS NOT NULL) AND (cancelling IS NULL OR lease_id IS NOT NULL)),
     CONSTRAINT jobs_live_is_unfinished CHECK ((lane IS NOT NULL) = (finished_at IS NULL) AND (lease_id IS NULL OR lane IS NOT NULL)),
     CONSTRAINT jobs_attempt_in_range CHECK (attempt <= max_attempts AND attempt <= claims)
 ) WITH (
@@ -60,12 +65,17 @@ CREATE TABLE {{schema}}.jobs (
 
 -- Only what is not finished is in here, so finished rows cost a claim nothing.
 --
--- lane is 0 for pending jobs and 1 for failed ones. A claim changes no column
--- of an index, so it writes one row version on the same page and no index entry
--- (a HOT update): a running job stays in the lane it was claimed from, where
--- claims pass over it. Jobs that run for longer are moved to lane 2, out of
--- their way (see settle). NULL is finished.
+-- Each priority has three lanes, from 3 * priority on: the first is of pending
+-- jobs, the second of failed ones. A claim changes no column of an index, so it
+-- writes one row version on the same page and no index entry (a HOT update): a
+-- running job stays in the lane it was claimed from, where claims pass over it.
+-- Jobs that run for longer are moved to the third lane, out of their way (see
+-- settle). NULL is finished.
 CREATE INDEX jobs_live ON {{schema}}.jobs (queue, lane, run_at, id) WHERE lane IS NOT NULL;
+
+-- Running jobs that were called off, for the processes that run them. Neither a
+-- claim nor settle changes these columns, see above.
+CREATE INDEX jobs_cancelling ON {{schema}}.jobs (id) WHERE cancelling;
 
 -- By whom a job is owned, its tags and its metadata are found by containment:
 -- attributes @> '{"tags": ["a"]}'. Jobs without any are not in here.
@@ -86,11 +96,21 @@ CREATE TABLE {{schema}}.queues (
     skip_failed  boolean NOT NULL DEFAULT false,
     max_attempts integer NOT NULL DEFAULT 10,
     head         uuid,   -- blocking queues: the job that was started last and holds the queue until it is finished
+    prioritized  boolean NOT NULL DEFAULT false, -- it has, or had, jobs of a priority other than 0, see prioritize
+    paused       boolean NOT NULL DEFAULT false, -- nothing of it is claimed, see pause_queue
 
     CONSTRAINT queues_base_known CHECK (base IN ('default', 'blocking')),
     CONSTRAINT queues_name_is_a_place CHECK (name <> 'failed'),
     CONSTRAINT queues_max_attempts_positive CHECK (max_attempts > 0)
 );
+
+-- Whether queues that are declared from now on are paused from their beginning,
+-- because all are.
+CREATE TABLE {{schema}}.all_queues (
+    only_row boolean CONSTRAINT all_queues_pkey PRIMARY KEY DEFAULT true CONSTRAINT all_queues_is_one_row CHECK (only_row),
+    paused   boolean NOT NULL DEFAULT false
+);
+INSERT INTO {{schema}}.all_queues DEFAULT VALUES;
 INSERT INTO {{schema}}.queues (name, base) VALUES ('default', 'default'), ('blocking', 'blocking');
 
 -- The id of a job created in SQL: a UUIDv7 whose 12 bits after the version
@@ -112,13 +132,15 @@ $$;
 CREATE FUNCTION {{schema}}.create_job(
     name text, run_at timestamptz DEFAULT now(), payload jsonb DEFAULT 'null', queue text DEFAULT 'default',
     owner text DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL,
-    unique_key text DEFAULT NULL, unique_for interval DEFAULT NULL
+    unique_key text DEFAULT NULL, unique_for interval DEFAULT NULL, priority integer DEFAULT 0
 ) RETURNS uuid
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
     v_id       uuid := {{schema}}.new_job_id();
     v_run_at   timestamptz := coalesce(create_job.run_at, now());
     v_queue    text := coalesce(nullif(create_job.queue, ''), 'default');
+    v_priority integer := coalesce(create_job.priority, 0);
+    v_base     text;
     v_attempts integer;
 BEGIN
     IF create_job.name IS NULL OR create_job.name !~ '^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}$' THEN
@@ -129,11 +151,18 @@ BEGIN
         RAISE EXCEPTION 'create_job: queue ''failed'' is a view of the failed jobs of ''default'', not a place: create the job in ''default'''
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    SELECT q.max_attempts INTO v_attempts FROM {{schema}}.queues q WHERE q.name = v_queue;
+    SELECT q.max_attempts, q.base INTO v_attempts, v_base FROM {{schema}}.queues q WHERE q.name = v_queue;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'create_job: queue %: nobody declared it; known are %', quote_literal(left(v_queue, 64)),
             (SELECT string_agg(q.name, ', ' ORDER BY q.name) FROM {{schema}}.queues q)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Declare it in Config.Queues and call Migrate.';
+    END IF;
+    IF v_priority NOT BETWEEN -100 AND 100 THEN
+        RAISE EXCEPTION 'create_job: priority %: expected -100 to 100', v_priority USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF v_priority <> 0 AND v_base = 'blocking' THEN
+        RAISE EXCEPTION 'create_job: priority %: queue % runs strictly in order: expected 0', v_priority, quote_literal(v_queue)
+            USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF NOT isfinite(v_run_at) OR v_run_at < '0001-01-01 00:00:00+00' OR v_run_at >= '10000-01-01 00:00:00+00' THEN
         RAISE EXCEPTION 'create_job: run_at %: expected a time from year 1 to 9999', v_run_at USING ERRCODE = 'invalid_parameter_value';
@@ -144,12 +173,15 @@ BEGIN
     END IF;
     IF create_job.unique_key <> '' OR create_job.unique_for <> '0' THEN
         RETURN {{schema}}.create_unique_job(v_id, create_job.name, v_run_at, coalesce(create_job.payload, 'null'), v_queue, v_attempts,
-            {{schema}}.job_attributes(create_job.owner, create_job.tags, create_job.metadata), create_job.unique_key, create_job.unique_for);
+            {{schema}}.job_attributes(create_job.owner, create_job.tags, create_job.metadata), v_priority, create_job.unique_key, create_job.unique_for);
     END IF;
 
-    INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, attributes)
+    IF v_priority <> 0 THEN
+        PERFORM {{schema}}.prioritize(ARRAY[v_queue]);
+    END IF;
+    INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, attributes, priority, lane)
     VALUES (v_id, create_job.name, v_queue, coalesce(create_job.payload, 'null'), v_run_at, v_attempts,
-        {{schema}}.job_attributes(create_job.owner, create_job.tags, create_job.metadata));
+        {{schema}}.job_attributes(create_job.owner, create_job.tags, create_job.metadata), v_priority, 3 * v_priority);
     PERFORM {{schema}}.notify_created(v_queue, v_run_at);
     IF v_run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = v_queue) THEN
         PERFORM {{schema}}.wake_workers(v_queue);

@@ -7,21 +7,45 @@
 
 -- Starts an attempt of up to n due jobs, oldest first; of those with a run_at
 -- not before since (NULL: of all). since spares a claim the index entries of
--- the jobs that were claimed before it, which stay there until a vacuum.
+-- the jobs that were claimed before it, which stay there until a vacuum. Where
+-- jobs have priorities, claim_by_priority chooses, and since counts for nothing.
 --
 -- SKIP LOCKED lets any number of runs claim side by side without waiting for
 -- each other or taking the same job: a row that two runs look at is locked by
 -- one, and has another status for whoever locks it afterwards. The lease is
 -- locked against its rescue until the claim has committed (see rescue), and
--- nothing is claimed under a lease that has run out.
-CREATE FUNCTION {{schema}}.claim(queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, since timestamptz)
+-- nothing is claimed under a lease that has run out. The lock of the queue is
+-- what await_claims waits for; it is refused only while that waits, so when the
+-- queue is paused. Whether it is paused is read after that.
+CREATE FUNCTION {{schema}}.claim(
+    queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, since timestamptz, overdue interval)
 RETURNS TABLE (id uuid, name {{schema}}.job_name, payload jsonb, run_at {{schema}}.job_time, created_at {{schema}}.job_time,
-    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb)
+    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb, priority smallint)
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
+DECLARE
+    v_paused      boolean;
+    v_prioritized boolean;
 BEGIN
+    IF NOT pg_try_advisory_xact_lock_shared(hashtextextended('{{schema_name}}.' || claim.queue, 7041974)) THEN
+        RETURN;
+    END IF;
+    SELECT q.paused, q.prioritized INTO v_paused, v_prioritized FROM {{schema}}.queues q WHERE q.name = claim.queue;
+    IF NOT FOUND THEN
+        SELECT a.paused INTO v_paused FROM {{schema}}.all_queues a;
+    END IF;
+    IF v_paused THEN
+        RETURN;
+    END IF;
     PERFORM FROM {{schema}}.leases l WHERE l.id = claim.lease AND l.expires_at > clock_timestamp() FOR KEY SHARE;
     IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF v_prioritized THEN
+        RETURN QUERY
+            SELECT c.id, c.name, c.payload, c.run_at, c.created_at, c.started_at,
+                c.attempt, c.max_attempts, c.errors, c.timeout_ms, c.claims, c.attributes, c.priority
+            FROM {{schema}}.claim_by_priority(claim.queue, claim.pending, claim.failed, claim.names, claim.lease, claim.n, claim.overdue) AS c;
         RETURN;
     END IF;
     RETURN QUERY
@@ -42,7 +66,7 @@ BEGIN
             SELECT due.row FROM (SELECT * FROM pending UNION ALL SELECT * FROM failed) AS due
             ORDER BY due.run_at, due.id LIMIT claim.n))
         RETURNING j.id, j.name, j.payload, j.run_at, j.created_at, j.started_at,
-            j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims, j.attributes;
+            j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims, j.attributes, j.priority;
 END
 $$;
 
@@ -51,39 +75,49 @@ $$;
 -- that lasts (see complete).
 CREATE FUNCTION {{schema}}.settle(lease uuid, ids uuid[]) RETURNS void
 LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
-    UPDATE {{schema}}.jobs j SET lane = 2
+    UPDATE {{schema}}.jobs j SET lane = 3 * j.priority + 2
     WHERE j.id = ANY (ARRAY(
         SELECT r.id FROM {{schema}}.jobs r
-        WHERE r.id = ANY (settle.ids) AND r.status = 'running' AND r.lease_id = settle.lease AND r.lane < 2
+        WHERE r.id = ANY (settle.ids) AND r.status = 'running' AND r.lease_id = settle.lease AND r.lane < 3 * r.priority + 2
         ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED))
 $$;
 
 -- Records what came of attempts. Every write is fenced on the claim that the
 -- attempt began with: a job that was rescued, or claimed again, is left alone.
+-- A job that was called off while it ran ends cancelled, unless it succeeded.
+--
 -- Returns those left alone, but not those that an earlier call with the same
--- values has recorded, whose answer was lost.
+-- values has recorded, whose answer was lost; and those that ended cancelled
+-- though they were to be something else.
 CREATE FUNCTION {{schema}}.finish(
     ids uuid[], claims integer[], statuses text[], results text[], failures text[], delays_us bigint[], refunds integer[]
-) RETURNS SETOF uuid
+) RETURNS TABLE (id uuid, cancelled boolean)
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_recorded integer;
 BEGIN
     UPDATE {{schema}}.jobs j
-    SET status = f.status, lease_id = NULL, result = f.result::jsonb,
-        lane = CASE f.status WHEN 'pending' THEN 0 WHEN 'failed' THEN 1 END,
+    SET status = f.status, lease_id = NULL, cancelling = NULL, result = f.result::jsonb,
+        lane = CASE f.status WHEN 'pending' THEN 3 * j.priority WHEN 'failed' THEN 3 * j.priority + 1 END,
         attempt = j.attempt - f.refund,
         run_at = CASE WHEN f.delay_us IS NULL THEN j.run_at ELSE now() + f.delay_us * interval '1 microsecond' END,
-        finished_at = CASE WHEN f.status IN ('succeeded', 'dead') THEN now() END,
+        finished_at = CASE WHEN f.status IN ('succeeded', 'dead', 'cancelled') THEN now() END,
         errors = CASE WHEN f.failure IS NULL THEN j.errors ELSE {{schema}}.with_error(j.errors, j.attempt, f.failure) END
     FROM unnest(finish.ids, finish.claims, finish.statuses, finish.results, finish.failures, finish.delays_us, finish.refunds)
         AS f (id, claims, status, result, failure, delay_us, refund)
-    WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running';
+    WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running' AND (j.cancelling IS NULL OR f.status = 'succeeded');
     GET DIAGNOSTICS v_recorded = ROW_COUNT;
     IF v_recorded < cardinality(finish.ids) THEN
+        UPDATE {{schema}}.jobs j
+        SET status = 'cancelled', lease_id = NULL, cancelling = NULL, lane = NULL, finished_at = now(),
+            errors = {{schema}}.with_error(j.errors, j.attempt, {{schema}}.cancelled_error(f.failure))
+        FROM unnest(finish.ids, finish.claims, finish.statuses, finish.failures) AS f (id, claims, status, failure)
+        WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running' AND j.cancelling AND f.status <> 'succeeded';
         RETURN QUERY
-            SELECT f.id FROM unnest(finish.ids, finish.claims, finish.statuses) AS f (id, claims, status)
-            WHERE NOT EXISTS (SELECT FROM {{schema}}.jobs j WHERE j.id = f.id AND j.claims = f.claims AND j.status = f.status);
+            SELECT f.id, coalesce(j.status = 'cancelled' AND f.status <> 'succeeded', false)
+            FROM unnest(finish.ids, finish.claims, finish.statuses) AS f (id, claims, status)
+            LEFT JOIN {{schema}}.jobs j ON j.id = f.id AND j.claims = f.claims
+            WHERE j.status IS DISTINCT FROM f.status;
     END IF;
 END
 $$;
@@ -96,8 +130,8 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
 $$;
 
 -- Takes back what processes with a lost lease were running: each such attempt
--- has failed, its job is due again, or dead if it was the last one. Returns
--- the jobs as they are then.
+-- has failed, its job is due again, or dead if it was the last one, or cancelled
+-- if it was called off. Returns the jobs as they are then.
 --
 -- A lease that has run out can't be renewed, but a renewal or a claim that
 -- began in time may still be on its way to commit. Both hold a lock on the
@@ -116,12 +150,12 @@ BEGIN
     END IF;
     RETURN QUERY
         UPDATE {{schema}}.jobs j
-        SET status = CASE WHEN j.attempt < j.max_attempts THEN 'pending' ELSE 'dead' END,
-            lane = CASE WHEN j.attempt < j.max_attempts THEN 0 END,
-            finished_at = CASE WHEN j.attempt < j.max_attempts THEN NULL ELSE now() END,
-            lease_id = NULL,
-            errors = {{schema}}.with_error(j.errors, j.attempt,
-                'lease lost: the process that ran this attempt ended or could not renew its lease')
+        SET status = CASE WHEN j.cancelling THEN 'cancelled' WHEN j.attempt < j.max_attempts THEN 'pending' ELSE 'dead' END,
+            lane = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN 3 * j.priority END,
+            finished_at = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN NULL ELSE now() END,
+            lease_id = NULL, cancelling = NULL,
+            errors = {{schema}}.with_error(j.errors, j.attempt, CASE WHEN j.cancelling THEN 'job cancelled: ' ELSE '' END
+                || 'lease lost: the process that ran this attempt ended or could not renew its lease')
         WHERE j.id = ANY (ARRAY(
             SELECT r.id FROM {{schema}}.jobs r
             WHERE r.lane IS NOT NULL AND r.status = 'running' AND r.lease_id = ANY (v_lost)
@@ -139,7 +173,11 @@ CREATE FUNCTION {{schema}}.hand_back(lease uuid, held uuid[]) RETURNS bigint
 LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
     WITH back AS (
         UPDATE {{schema}}.jobs j
-        SET status = 'pending', lane = 0, lease_id = NULL, attempt = greatest(j.attempt - 1, 0)
+        SET status = CASE WHEN j.cancelling THEN 'cancelled' ELSE 'pending' END,
+            lane = CASE WHEN j.cancelling IS NULL THEN 3 * j.priority END,
+            finished_at = CASE WHEN j.cancelling THEN now() END,
+            lease_id = NULL, cancelling = NULL, attempt = CASE WHEN j.cancelling THEN j.attempt ELSE greatest(j.attempt - 1, 0) END,
+            errors = CASE WHEN j.cancelling THEN {{schema}}.with_error(j.errors, j.attempt, 'job cancelled') ELSE j.errors END
         WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = hand_back.lease AND NOT j.id = ANY (hand_back.held)
         RETURNING 1)
     SELECT count(*) FROM back
@@ -154,19 +192,26 @@ LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = of
 $$;
 
 -- When the next job becomes due that a run with this filter would pick: NULL
--- if there is none, a time not after now() if there is one already. A running
--- job counts from the moment its lease has run out. names: only jobs of these
--- names; NULL: of any.
+-- if there is none or the queue is paused, a time not after now() if there is
+-- one already. A running job counts from the moment its lease has run out.
+-- names: only jobs of these names; NULL: of any.
 CREATE FUNCTION {{schema}}.next_due(queue text, status text DEFAULT 'any', names text[] DEFAULT NULL) RETURNS timestamptz
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
-    v_queue   {{schema}}.queues%ROWTYPE;
-    v_head    {{schema}}.jobs%ROWTYPE;
-    v_pending timestamptz;
-    v_failed  timestamptz;
-    v_lost    timestamptz;
+    v_queue    {{schema}}.queues%ROWTYPE;
+    v_head     {{schema}}.jobs%ROWTYPE;
+    v_priority integer;
+    v_pending  timestamptz;
+    v_failed   timestamptz;
+    v_lost     timestamptz;
 BEGIN
     SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = next_due.queue;
+    IF NOT FOUND THEN
+        SELECT a.paused INTO v_queue.paused FROM {{schema}}.all_queues a;
+    END IF;
+    IF v_queue.paused THEN
+        RETURN NULL;
+    END IF;
     IF v_queue.base = 'blocking' THEN
         v_head := {{schema}}.blocking_head(v_queue);
         IF v_head.id IS NULL OR NOT (next_due.names IS NULL OR v_head.name = ANY (next_due.names)) THEN
@@ -178,12 +223,14 @@ BEGIN
         RETURN v_head.run_at;
     END IF;
 
-    IF next_due.status <> 'failed' THEN
-        v_pending := {{schema}}.next_in_lane(next_due.queue, 0::smallint, 'pending', next_due.names);
-    END IF;
-    IF next_due.status <> 'pending' THEN
-        v_failed := {{schema}}.next_in_lane(next_due.queue, 1::smallint, 'failed', next_due.names);
-    END IF;
+    FOREACH v_priority IN ARRAY CASE WHEN v_queue.prioritized THEN {{schema}}.priorities(next_due.queue) ELSE '{0}' END LOOP
+        IF next_due.status <> 'failed' THEN
+            v_pending := least(v_pending, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority, 'pending', next_due.names));
+        END IF;
+        IF next_due.status <> 'pending' THEN
+            v_failed := least(v_failed, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority + 1, 'failed', next_due.names));
+        END IF;
+    END LOOP;
     -- What is taken back from a lost lease is pending then.
     IF next_due.status <> 'failed' AND (least(v_pending, v_failed) <= now()) IS NOT TRUE AND EXISTS (SELECT FROM {{schema}}.leases l WHERE l.expires_at <= now()) THEN
         SELECT min(l.expires_at) INTO v_lost FROM {{schema}}.leases l WHERE l.expires_at <= now() AND EXISTS (
@@ -197,7 +244,7 @@ $$;
 
 -- The run_at of the first job in a lane that is not running. Where nothing is
 -- due, and jobs of any name count, the index alone tells.
-CREATE FUNCTION {{schema}}.next_in_lane(queue text, lane smallint, status text, names text[]) RETURNS timestamptz
+CREATE FUNCTION {{schema}}.next_in_lane(queue text, lane integer, status text, names text[]) RETURNS timestamptz
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     v_run_at timestamptz;
@@ -215,17 +262,25 @@ END
 $$;
 
 -- The job of a blocking queue that comes next, due or not: the one that holds
--- the queue (it was started and is not finished), else the first in order.
+-- the queue (it was started and is not finished), else the first in order. A
+-- finished one that was retried holds nothing: it counts as not started.
 CREATE FUNCTION {{schema}}.blocking_head(q {{schema}}.queues) RETURNS {{schema}}.jobs
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     v_job {{schema}}.jobs%ROWTYPE;
 BEGIN
     IF q.head IS NOT NULL THEN
-        SELECT * INTO v_job FROM {{schema}}.jobs j WHERE j.id = q.head AND j.lane IS NOT NULL;
+        SELECT * INTO v_job FROM {{schema}}.jobs j WHERE j.id = q.head AND j.lane IS NOT NULL AND j.started_at IS NOT NULL;
         IF FOUND AND NOT (q.skip_failed AND v_job.status = 'failed') THEN
             RETURN v_job;
         END IF;
+    END IF;
+    -- It may have been declared as another kind of queue before.
+    IF q.prioritized THEN
+        SELECT f.* INTO v_job FROM unnest({{schema}}.priorities(q.name)) AS p (priority), generate_series(0, 2) AS k (lane), LATERAL (
+            SELECT * FROM {{schema}}.jobs j WHERE j.queue = q.name AND j.lane = 3 * p.priority + k.lane ORDER BY j.run_at, j.id LIMIT 1
+        ) AS f ORDER BY f.status = 'running' DESC, f.run_at, f.id LIMIT 1;
+        RETURN v_job;
     END IF;
     SELECT * INTO v_job FROM (
         (SELECT * FROM {{schema}}.jobs j WHERE j.queue = q.name AND j.lane = 0 ORDER BY j.run_at, j.id LIMIT 1)
@@ -251,7 +306,7 @@ $$;
 -- queue, and that survives every crash.
 CREATE FUNCTION {{schema}}.claim_blocking(queue text, skip_failed boolean, names text[], lease uuid)
 RETURNS TABLE (id uuid, name {{schema}}.job_name, payload jsonb, run_at {{schema}}.job_time, created_at {{schema}}.job_time,
-    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb)
+    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb, priority smallint)
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 #variable_conflict use_column
 DECLARE
@@ -260,9 +315,12 @@ DECLARE
 BEGIN
     SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = claim_blocking.queue FOR UPDATE;
     IF NOT FOUND THEN
-        INSERT INTO {{schema}}.queues (name, base, skip_failed)
-        VALUES (claim_blocking.queue, 'blocking', claim_blocking.skip_failed) ON CONFLICT DO NOTHING;
+        INSERT INTO {{schema}}.queues (name, base, skip_failed, paused)
+        SELECT claim_blocking.queue, 'blocking', claim_blocking.skip_failed, a.paused FROM {{schema}}.all_queues a ON CONFLICT DO NOTHING;
         SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = claim_blocking.queue FOR UPDATE;
+    END IF;
+    IF v_queue.paused THEN
+        RETURN;
     END IF;
     v_queue.skip_failed := claim_blocking.skip_failed;
 
@@ -284,7 +342,7 @@ BEGIN
     IF FOUND THEN
         UPDATE {{schema}}.queues q SET head = v_job.id WHERE q.name = claim_blocking.queue;
         RETURN QUERY SELECT v_job.id, v_job.name, v_job.payload, v_job.run_at, v_job.created_at, v_job.started_at,
-            v_job.attempt, v_job.max_attempts, v_job.errors, v_job.timeout_ms, v_job.claims, v_job.attributes;
+            v_job.attempt, v_job.max_attempts, v_job.errors, v_job.timeout_ms, v_job.claims, v_job.attributes, v_job.priority;
     END IF;
 END
 $$;

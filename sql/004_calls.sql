@@ -122,7 +122,8 @@ $$;
 --
 -- A request that was asked for, and whose run has not begun, finds the jobs that
 -- are created meanwhile too: until then (see begin_run) nobody asks for another.
--- One that takes longer than 10 seconds was lost. Rows that somebody else has
+-- One that takes longer than 10 seconds was lost. While the queue is paused,
+-- nobody is called. Rows that somebody else has
 -- locked are skipped: creations never wait for each other.
 --
 -- So a wake may be missed, and the tick finds the job: where a transaction
@@ -139,6 +140,7 @@ BEGIN
             SELECT w.name FROM {{schema}}.queue_workers w
             WHERE w.wake AND w.queue = wake_workers.queue
                 AND (w.wake_asked_at IS NULL OR w.wake_asked_at < clock_timestamp() - interval '10 seconds')
+                AND NOT coalesce((SELECT q.paused FROM {{schema}}.queues q WHERE q.name = w.queue), false)
             FOR NO KEY UPDATE SKIP LOCKED))
         RETURNING *
     LOOP

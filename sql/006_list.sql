@@ -33,10 +33,11 @@ DECLARE
     c_live       CONSTANT text := 'SELECT * FROM {{schema}}.jobs
         WHERE lane IS NOT NULL AND lane = ANY ($10) AND ($2 IS NULL OR queue = ANY ($2))';
     c_without    CONSTANT text := 'SELECT * FROM {{schema}}.jobs WHERE lane IS NULL AND result IS NULL';
-    -- A status is in these lanes; a running job stays in the one it was claimed from.
+    -- A status is in these lanes of each priority; a running job stays in the one it was claimed from.
     v_lanes smallint[] := ARRAY(
-        SELECT l.lane FROM (VALUES ('pending', 0), ('failed', 1), ('running', 0), ('running', 1), ('running', 2)) AS l (status, lane)
-        WHERE l.status = ANY (list_jobs.statuses));
+        SELECT 3 * p.priority + l.lane
+        FROM (VALUES ('pending', 0), ('failed', 1), ('running', 0), ('running', 1), ('running', 2)) AS l (status, lane), generate_series(-100, 100) AS p (priority)
+        WHERE l.status = ANY (list_jobs.statuses) AND (p.priority = 0 OR EXISTS (SELECT FROM {{schema}}.queues q WHERE q.prioritized)));
     -- An id begins with the time at which it was made, by another clock than
     -- created_at and earlier or later than the transaction began.
     v_from   uuid := CASE WHEN list_jobs.created_after IS NOT NULL
@@ -66,7 +67,9 @@ BEGIN
                 list_jobs.created_after, list_jobs.created_before, v_from, v_to, list_jobs.n, v_lanes;
         EXIT WHEN cardinality(v_ids) = list_jobs.n;
     END LOOP;
-    RETURN QUERY SELECT j.* FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) ORDER BY j.id DESC;
+    IF v_ids <> '{}' THEN
+        RETURN QUERY SELECT j.* FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) ORDER BY j.id DESC;
+    END IF;
 END
 $$;
 
@@ -83,20 +86,21 @@ $$;
 -- What is not finished, counted by queue: of those that are declared, in the
 -- database or by the caller, and those that have such jobs.
 CREATE FUNCTION {{schema}}.queue_stats(declared text[] DEFAULT '{}')
-RETURNS TABLE (queue text, pending bigint, scheduled bigint, failed bigint, running bigint, oldest_due_at timestamptz)
+RETURNS TABLE (queue text, pending bigint, scheduled bigint, failed bigint, running bigint, oldest_due_at timestamptz, paused boolean)
 LANGUAGE sql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
     SELECT l.queue,
         count(*) FILTER (WHERE l.status = 'pending' AND l.run_at <= now()),
         count(*) FILTER (WHERE l.status = 'pending' AND l.run_at > now()),
         count(*) FILTER (WHERE l.status = 'failed'),
         count(*) FILTER (WHERE l.status = 'running'),
-        min(l.run_at) FILTER (WHERE l.status IN ('pending', 'failed') AND l.run_at <= now())
+        min(l.run_at) FILTER (WHERE l.status IN ('pending', 'failed') AND l.run_at <= now()),
+        coalesce(bool_or(l.paused), (SELECT a.paused FROM {{schema}}.all_queues a))
     FROM (
-        SELECT j.queue::text, j.status::text, j.run_at::timestamptz FROM {{schema}}.jobs j WHERE j.lane IS NOT NULL
+        SELECT j.queue::text, j.status::text, j.run_at::timestamptz, NULL::boolean AS paused FROM {{schema}}.jobs j WHERE j.lane IS NOT NULL
         UNION ALL
-        SELECT q.name, NULL, NULL FROM {{schema}}.queues q
+        SELECT q.name, NULL, NULL, q.paused FROM {{schema}}.queues q
         UNION ALL
-        SELECT d.name, NULL, NULL FROM unnest(queue_stats.declared) AS d (name)
+        SELECT d.name, NULL, NULL, NULL FROM unnest(queue_stats.declared) AS d (name)
     ) AS l
     GROUP BY l.queue
 $$;

@@ -44,7 +44,7 @@ $$;
 -- asked the digest of the first request.
 CREATE FUNCTION {{schema}}.create_unique(
     ids uuid[], names text[], queues text[], payloads text[], run_ats timestamptz[], max_attempts integer[], timeouts_ms bigint[],
-    attributes text[], keys text[], fors_us bigint[], replaces boolean[], idempotency_key text DEFAULT NULL, digest text DEFAULT NULL
+    attributes text[], priorities integer[], keys text[], fors_us bigint[], replaces boolean[], idempotency_key text DEFAULT NULL, digest text DEFAULT NULL
 ) RETURNS TABLE (job {{schema}}.jobs, duplicate boolean, changed boolean, asked text)
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -52,6 +52,10 @@ DECLARE
     v_new record;
     v_due text[] := '{}';
 BEGIN
+    IF create_unique.priorities IS NOT NULL THEN
+        PERFORM {{schema}}.prioritize(ARRAY(
+            SELECT n.queue FROM unnest(create_unique.queues, create_unique.priorities) AS n (queue, priority) WHERE n.priority <> 0));
+    END IF;
     PERFORM {{schema}}.lock_keys(array_append(create_unique.names, ''), array_append(create_unique.keys, create_unique.idempotency_key));
     IF create_unique.idempotency_key IS NOT NULL THEN
         SELECT k.request INTO asked FROM {{schema}}.unique_keys k
@@ -69,9 +73,9 @@ BEGIN
     asked := create_unique.digest;
     FOR v_new IN
         SELECT n.* FROM unnest(create_unique.ids, create_unique.names, create_unique.queues, create_unique.payloads, create_unique.run_ats,
-                create_unique.max_attempts, create_unique.timeouts_ms, create_unique.attributes, create_unique.keys, create_unique.fors_us,
-                create_unique.replaces) WITH ORDINALITY
-            AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, key, for_us, replaces, place)
+                create_unique.max_attempts, create_unique.timeouts_ms, create_unique.attributes, create_unique.priorities,
+                create_unique.keys, create_unique.fors_us, create_unique.replaces) WITH ORDINALITY
+            AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, key, for_us, replaces, place)
         ORDER BY n.place
     LOOP
         LOOP
@@ -87,9 +91,9 @@ BEGIN
                 WHERE j.id = job.id AND j.status = 'pending' AND j.attempt = 0 RETURNING j.* INTO job;
                 EXIT WHEN FOUND; -- else it has just been started, or is gone: look again
             ELSE
-                INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes)
+                INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, lane)
                 VALUES (v_new.id, v_new.name, v_new.queue, v_new.payload::jsonb, coalesce(v_new.run_at, now()), v_new.max_attempts,
-                    v_new.timeout_ms, v_new.attributes::jsonb)
+                    v_new.timeout_ms, v_new.attributes::jsonb, coalesce(v_new.priority, 0), 3 * coalesce(v_new.priority, 0))
                 RETURNING * INTO job;
                 UPDATE {{schema}}.unique_keys k SET job_id = job.id WHERE k.name = v_new.name AND k.key = v_new.key;
                 EXIT;
@@ -112,7 +116,8 @@ $$;
 
 -- What create_job does for a job with a key, or with what only such a job may have.
 CREATE FUNCTION {{schema}}.create_unique_job(
-    id uuid, name text, run_at timestamptz, payload jsonb, queue text, max_attempts integer, attributes jsonb, unique_key text, unique_for interval
+    id uuid, name text, run_at timestamptz, payload jsonb, queue text, max_attempts integer, attributes jsonb,
+    priority integer, unique_key text, unique_for interval
 ) RETURNS uuid
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
@@ -136,7 +141,7 @@ BEGIN
     FROM {{schema}}.create_unique(ARRAY[create_unique_job.id], ARRAY[create_unique_job.name], ARRAY[create_unique_job.queue],
         ARRAY[create_unique_job.payload::text], ARRAY[create_unique_job.run_at], ARRAY[create_unique_job.max_attempts], ARRAY[NULL::bigint],
         ARRAY[(coalesce(create_unique_job.attributes, '{}') || jsonb_build_object('unique_key', create_unique_job.unique_key))::text],
-        ARRAY[create_unique_job.unique_key], ARRAY[(extract(epoch FROM create_unique_job.unique_for) * 1000000)::bigint], ARRAY[false]) AS u;
+        ARRAY[nullif(create_unique_job.priority, 0)], ARRAY[create_unique_job.unique_key], ARRAY[(extract(epoch FROM create_unique_job.unique_for) * 1000000)::bigint], ARRAY[false]) AS u;
     IF v_changed THEN
         PERFORM {{schema}}.notify_created(v_queue, v_run_at);
     END IF;
