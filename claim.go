@@ -33,6 +33,13 @@ func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int
 	if len(s.names) == 0 {
 		return nil, nil
 	}
+	return s.claimBy(ctx, q, func(ctx context.Context, lease string) ([]*Job, error) {
+		return s.askForJobs(ctx, q, status, lease, n)
+	})
+}
+
+// claimBy is a claim with a question to the database that takes jobs under a lease.
+func (s *Scheduler) claimBy(ctx context.Context, q *queue, ask func(ctx context.Context, lease string) ([]*Job, error)) ([]*Job, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
 	defer cancel()
 	defer q.turn.take(ctx)()
@@ -45,7 +52,7 @@ func (s *Scheduler) claim(ctx context.Context, q *queue, status JobStatus, n int
 	if err != nil {
 		return nil, fmt.Errorf("claim jobs: take a lease: %w", err)
 	}
-	jobs, err := s.askForJobs(ctx, q, status, id, n)
+	jobs, err := ask(ctx, id)
 	if err != nil {
 		s.suspect()
 		return nil, fmt.Errorf("claim jobs: %w", err)

@@ -152,6 +152,11 @@ const notifyCreatedSQL = `SELECT {{schema}}.notify_created($1::text, $2::timesta
 // The first one of its queue with a Priority holds up, until then, others with
 // one in that queue, PauseQueue and Migrate.
 func (s *Scheduler) CreateJobTx(ctx context.Context, tx pgx.Tx, name string, data JobData) (*Job, error) {
+	return s.createIn(ctx, tx, name, data)
+}
+
+// createIn is for transactions of any driver.
+func (s *Scheduler) createIn(ctx context.Context, tx querier, name string, data JobData) (*Job, error) {
 	row, err := s.newRow(ctx, name, data)
 	if err != nil {
 		return nil, fmt.Errorf("create job: %w", err)
@@ -164,7 +169,7 @@ func (s *Scheduler) CreateJobTx(ctx context.Context, tx pgx.Tx, name string, dat
 	}
 	if err == nil && f.changed && (f.heard || s.lease.own() != nil) {
 		// Sent when tx commits, also to this process.
-		_, err = tx.Exec(ctx, s.sql(notifyCreatedSQL), string(f.job.Queue), f.job.RunAt)
+		err = tx.QueryRow(ctx, s.sql(notifyCreatedSQL), string(f.job.Queue), f.job.RunAt).Scan(nil)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("create job: %w", refusedByPostgres("payload", err))
@@ -213,16 +218,13 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 	if len(jobs) == 0 {
 		return []string{}, nil
 	}
-	rows, ids := make([]newRow, len(jobs)), make([]string, len(jobs))
+	rows, err := s.newRows(ctx, jobs)
+	if err != nil {
+		return nil, fmt.Errorf("create jobs: %w", err)
+	}
+	ids = make([]string, len(jobs))
 	unique := false
-	for i, job := range jobs {
-		if rows[i], err = s.newRow(ctx, job.Name, job.JobData); err != nil {
-			var input *InputError
-			if errors.As(err, &input) {
-				err = &InputError{fmt.Sprintf("jobs[%d].%s", i, input.Field), input.Err}
-			}
-			return nil, fmt.Errorf("create jobs: %w", err)
-		}
+	for i := range rows {
 		ids[i] = rows[i].id.String()
 		unique = unique || rows[i].unique != nil
 	}
@@ -237,6 +239,22 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 	}
 	s.tellAllCreated(rows, ids, at)
 	return ids, nil
+}
+
+// newRows checks all jobs; the error tells which one can't be used.
+func (s *Scheduler) newRows(ctx context.Context, jobs []NewJob) ([]newRow, error) {
+	rows := make([]newRow, len(jobs))
+	for i, job := range jobs {
+		var err error
+		if rows[i], err = s.newRow(ctx, job.Name, job.JobData); err != nil {
+			var input *InputError
+			if errors.As(err, &input) {
+				err = &InputError{fmt.Sprintf("jobs[%d].%s", i, input.Field), input.Err}
+			}
+			return nil, err
+		}
+	}
+	return rows, nil
 }
 
 const insertJobsSQL = `

@@ -74,9 +74,13 @@ type JobError struct {
 // refusedByPostgres turns what only Postgres can find wrong with a value (a
 // number outside of its range, JSON nested too deep) into an InputError.
 func refusedByPostgres(field string, err error) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && isBadData(pg.Code) {
-		return badInput(field, "refused by Postgres: %s (SQLSTATE %s)", pg.Message, pg.Code)
+	if code := sqlState(err); isBadData(code) {
+		message := err.Error()
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) {
+			message = pg.Message
+		}
+		return badInput(field, "refused by Postgres: %s (SQLSTATE %s)", message, code)
 	}
 	return explained(err)
 }
@@ -84,11 +88,20 @@ func refusedByPostgres(field string, err error) error {
 // explained says what to do about an error where that is known: a table, schema
 // or function that is missing.
 func explained(err error) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && (pg.Code == "42P01" || pg.Code == "3F000" || pg.Code == "42883") {
+	if code := sqlState(err); code == "42P01" || code == "3F000" || code == "42883" {
 		return fmt.Errorf("%w: call Migrate first", err)
 	}
 	return err
+}
+
+// sqlState is the code of an error of Postgres, of whatever driver; "": it is
+// none.
+func sqlState(err error) string {
+	var pg interface{ SQLState() string }
+	if errors.As(err, &pg) {
+		return pg.SQLState()
+	}
+	return ""
 }
 
 // isBadData: class 22 is "data exception"; 54xxx a value beyond a limit.

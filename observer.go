@@ -14,7 +14,7 @@ type EventKind string
 
 // The kinds of events. Each is told by the process in which it happens.
 const (
-	EventCreated    EventKind = "created"     // by CreateJob, CreateJobs, or CreateJobTx, whose transaction may still roll back
+	EventCreated    EventKind = "created"     // by CreateJob or CreateJobs; or CreateJobTx or CreateJobSQL, whose transaction may still roll back
 	EventStarted    EventKind = "started"     // its handler is called
 	EventSucceeded  EventKind = "succeeded"   // recorded: the handler returned nil, or CompleteTx committed
 	EventFailed     EventKind = "failed"      // recorded: will be rerun after its backoff

@@ -137,6 +137,11 @@ func New(pool *pgxpool.Pool, config Config) (*Scheduler, error) {
 	if pool == nil {
 		return nil, fmt.Errorf("new scheduler: %w", badInput("pool", "expected a pool, got nil"))
 	}
+	return newScheduler(pool, config)
+}
+
+// newScheduler is New, also without a pool, for a fake.
+func newScheduler(pool *pgxpool.Pool, config Config) (*Scheduler, error) {
 	config = config.withDefaults()
 	queues, err := declaredQueues(config.Queues)
 	if err == nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 
 	"github.com/relay-club/scheduler"
@@ -97,15 +98,22 @@ func TestWakeIsAskedForByTheCreation(t *testing.T) {
 		requests int
 		create   func()
 	}{
-		"CreateJob":                   {1, func() { mustCreate(t, w.Scheduler, "work", scheduler.JobData{}) }},
-		"CreateJob, later":            {0, func() { mustCreate(t, w.Scheduler, "work", later) }},
-		"CreateJob, elsewhere":        {0, func() { mustCreate(t, w.Scheduler, "work", scheduler.JobData{Queue: "other"}) }},
-		"CreateJob, refused":          {0, func() { _, _ = w.CreateJob(t.Context(), "work", scheduler.JobData{Payload: "\x00"}) }},
-		"CreateJobs":                  {1, func() { mustCreateMany(t, w.Scheduler, 3, "work", scheduler.JobData{}) }},
-		"CreateJobs, later":           {0, func() { mustCreateMany(t, w.Scheduler, 3, "work", later) }},
-		"CreateJobs, elsewhere":       {0, func() { mustCreateMany(t, w.Scheduler, 3, "work", scheduler.JobData{Queue: "other"}) }},
-		"CreateJobTx":                 {1, func() { inTx(func(ctx context.Context, tx pgx.Tx) error { return tx.Commit(ctx) }) }},
-		"CreateJobTx, rolled back":    {0, func() { inTx(func(ctx context.Context, tx pgx.Tx) error { return tx.Rollback(ctx) }) }},
+		"CreateJob":                {1, func() { mustCreate(t, w.Scheduler, "work", scheduler.JobData{}) }},
+		"CreateJob, later":         {0, func() { mustCreate(t, w.Scheduler, "work", later) }},
+		"CreateJob, elsewhere":     {0, func() { mustCreate(t, w.Scheduler, "work", scheduler.JobData{Queue: "other"}) }},
+		"CreateJob, refused":       {0, func() { _, _ = w.CreateJob(t.Context(), "work", scheduler.JobData{Payload: "\x00"}) }},
+		"CreateJobs":               {1, func() { mustCreateMany(t, w.Scheduler, 3, "work", scheduler.JobData{}) }},
+		"CreateJobs, later":        {0, func() { mustCreateMany(t, w.Scheduler, 3, "work", later) }},
+		"CreateJobs, elsewhere":    {0, func() { mustCreateMany(t, w.Scheduler, 3, "work", scheduler.JobData{Queue: "other"}) }},
+		"CreateJobTx":              {1, func() { inTx(func(ctx context.Context, tx pgx.Tx) error { return tx.Commit(ctx) }) }},
+		"CreateJobTx, rolled back": {0, func() { inTx(func(ctx context.Context, tx pgx.Tx) error { return tx.Rollback(ctx) }) }},
+		"CreateJobSQL": {1, func() {
+			tx := beginSQL(t, stdlib.OpenDBFromPool(w.pool))
+			_, err := w.CreateJobSQL(t.Context(), tx, "work", scheduler.JobData{})
+			require.NoError(t, err)
+			require.Zero(t, queued(t, w.pool, w.url()), "before the commit")
+			require.NoError(t, tx.Commit())
+		}},
 		"create_job":                  {1, func() { mustExec(t, w.pool, createSQL+"('work')") }},
 		"create_job, later":           {0, func() { mustExec(t, w.pool, createSQL+"('work', now() + interval '1 minute')") }},
 		"create_job, elsewhere":       {0, func() { mustExec(t, w.pool, createSQL+"('work', queue => 'other')") }},

@@ -1,0 +1,4 @@
+package schedulertest
+
+// DrainMost is Drain with another bound.
+var DrainMost = drain
