@@ -15,8 +15,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// JobFilter says which jobs ListJobs returns. Every field is a condition of its
-// own, and a zero one is none, so that the zero value finds all jobs.
+// JobFilter says which jobs ListJobs returns, and which CancelJobs, RetryJobs,
+// RescheduleJobs and DeleteJobs change. Every field is a condition of its own,
+// and a zero one is none, so that the zero value finds all jobs.
 type JobFilter struct {
 	// Statuses are those of which the job has one. Defaults to any.
 	Statuses []JobStatus
@@ -35,10 +36,11 @@ type JobFilter struct {
 	// made more than a day before or after that, by a clock that is wrong or in
 	// a transaction that was open for so long. Default to no bound.
 	CreatedAfter, CreatedBefore time.Time
-	// Limit is how many jobs a page has at most, 1 to 1,000. Defaults to 50.
+	// Limit is how many jobs a page has at most, 1 to 1,000, or how many one call
+	// changes, 1 to 10,000. Defaults to 50, for changes to 1,000.
 	Limit int
 	// Cursor is the JobPage.Next of the page before, found with the same filter.
-	// Defaults to the first page.
+	// Changes take none. Defaults to the first page.
 	Cursor string
 }
 
@@ -69,7 +71,7 @@ const (
 // GET /api/jobs ("status", "created_after"), if the filter can't be used; also
 // ErrUnknownQueue.
 func (s *Scheduler) ListJobs(ctx context.Context, filter JobFilter) (JobPage, error) {
-	list, err := filter.check()
+	list, err := filter.check(defaultPage, mostPage)
 	if err == nil {
 		err = s.checkQueues(ctx, list.queues)
 	}
@@ -125,13 +127,11 @@ type listing struct {
 	limit                       int
 }
 
-func (f JobFilter) check() (list *listing, err error) {
+func (f JobFilter) check(byDefault, most int) (list *listing, err error) {
 	list = &listing{limit: f.Limit}
-	if f.Limit == 0 {
-		list.limit = defaultPage
-	}
-	if list.limit < 1 || list.limit > mostPage {
-		return nil, badInput("limit", "%d: expected 1 to %d, or 0 for %d", f.Limit, mostPage, defaultPage)
+	setDefault(&list.limit, byDefault)
+	if list.limit < 1 || list.limit > most {
+		return nil, badInput("limit", "%d: expected 1 to %d, or 0 for %d", f.Limit, most, byDefault)
 	}
 	if err := f.checkPlaces(list); err != nil {
 		return nil, err

@@ -183,6 +183,28 @@ func (p *planTest) rescheduleAndDelete(t *testing.T) {
 	}
 }
 
+// changeMany changes the newest jobs of a queue that has many others, in two calls each.
+func (p *planTest) changeMany(t *testing.T) {
+	for _, queue := range []scheduler.JobQueue{"quiet", scheduler.JobQueueBlocking} {
+		mustCreateMany(t, p.Scheduler, 20, "short", tomorrowIn(queue))
+		for _, step := range []struct {
+			bulk   string
+			status scheduler.JobStatus
+		}{{"reschedule jobs", "pending"}, {"cancel jobs", "pending"}, {"retry jobs", "cancelled"}, {"cancel jobs", "pending"}, {"delete jobs", "cancelled"}} {
+			filter := scheduler.JobFilter{Queues: []scheduler.JobQueue{queue}, Names: []string{"short"}, Statuses: []scheduler.JobStatus{step.status}, Limit: 10}
+			for range 2 {
+				require.Equal(t, 10, mustBulk(t, step.bulk, p.Scheduler, filter))
+			}
+		}
+	}
+}
+
+func (p *planTest) tellOfDead(t *testing.T) {
+	mustCreateMany(t, p.Scheduler, 3, "failing", scheduler.JobData{Queue: "mortal"})
+	require.Equal(t, 3, mustRun(t, p.Scheduler, scheduler.RunFilter{Queue: "mortal", Limit: 3}).Dead)
+	require.Equal(t, 3, mustRun(t, p.Scheduler, scheduler.RunFilter{Limit: 3}).Succeeded)
+}
+
 func (p *planTest) cancelRunning(t *testing.T) {
 	id := mustCreate(t, p.Scheduler, "long", scheduler.JobData{}).ID
 	run := goRun(t.Context(), p.Scheduler, scheduler.RunFilter{})

@@ -14,7 +14,7 @@
 // finished (finish.go) unless its handler has done that (complete.go), and seen
 // (job.go, list.go, stats.go, handler.go). What its handler tells of it meanwhile
 // (progress.go) is written by reporter.go. What else may be done to it is in
-// control.go.
+// control.go, and to many in bulk.go.
 package scheduler
 
 import (

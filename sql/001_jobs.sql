@@ -6,7 +6,8 @@
 --                   |         +-> failed (backoff passes) -> running
 --                   +-- snoozed, handed back at shutdown, or rescued from a lost lease
 --
--- 006_control.sql has what people do to a job: cancel, retry, reschedule, delete.
+-- 006_control.sql has what people do to a job (cancel, retry, reschedule, delete),
+-- 008_control_many.sql to many.
 
 -- What one column may hold is a domain's matter and what goes together is the
 -- table's: every statement reads and compiles the constraints of a table anew,

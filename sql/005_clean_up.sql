@@ -64,7 +64,7 @@ BEGIN
         SELECT j.id FROM {{schema}}.jobs j
         WHERE j.id = ANY (v_ids) AND j.finished_at <= now() - CASE j.status WHEN 'dead' THEN keep_dead ELSE keep END
         ORDER BY j.id FOR UPDATE SKIP LOCKED);
-    v_deleted := {{schema}}.delete_jobs(v_ids);
+    v_deleted := cardinality({{schema}}.delete_jobs(v_ids));
     -- As jobs go, their keys and their progress are come to in time.
     PERFORM {{schema}}.clean_up_keys(least(10 * batch, c_look));
     PERFORM {{schema}}.clean_up_progress(least(10 * batch, c_look));
@@ -105,28 +105,29 @@ LANGUAGE sql STABLE SET search_path = '' AS $$
         AND has_schema_privilege(t.relnamespace, 'USAGE') AND has_column_privilege(t.oid, a.attnum, 'SELECT')
 $$;
 
--- Deletes jobs, past those that a constraint or a trigger of another table
--- keeps: where one is among them, each half is tried alone.
-CREATE FUNCTION {{schema}}.delete_jobs(ids uuid[]) RETURNS integer
+-- Deletes jobs that the caller has locked, past those that a constraint or a
+-- trigger of another table keeps: where one is among them, each half is tried
+-- alone. Returns the ids of those it has deleted.
+CREATE FUNCTION {{schema}}.delete_jobs(ids uuid[]) RETURNS uuid[]
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
-    v_deleted integer;
+    v_deleted uuid[];
     v_half    integer := cardinality(ids) / 2;
 BEGIN
     IF cardinality(ids) = 0 THEN
-        RETURN 0;
+        RETURN '{}';
     END IF;
     BEGIN
         SET CONSTRAINTS ALL IMMEDIATE; -- what is checked at commit would undo everything then
-        DELETE FROM {{schema}}.jobs j WHERE j.id = ANY (ids);
-        GET DIAGNOSTICS v_deleted = ROW_COUNT;
+        WITH deleted AS (DELETE FROM {{schema}}.jobs j WHERE j.id = ANY (ids) RETURNING j.id)
+        SELECT coalesce(array_agg(d.id), '{}') INTO v_deleted FROM deleted AS d;
         RETURN v_deleted;
     EXCEPTION WHEN integrity_constraint_violation OR raise_exception THEN
         IF v_half = 0 THEN
-            RETURN 0;
+            RETURN '{}';
         END IF;
     END;
-    RETURN {{schema}}.delete_jobs(ids[:v_half]) + {{schema}}.delete_jobs(ids[v_half + 1:]);
+    RETURN {{schema}}.delete_jobs(ids[:v_half]) || {{schema}}.delete_jobs(ids[v_half + 1:]);
 END
 $$;
 

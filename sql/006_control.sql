@@ -1,8 +1,12 @@
--- What people do to one job, by its id: cancel, retry, reschedule, delete.
+-- What people do to jobs: cancel, retry, reschedule, delete; to one by its id
+-- here, and to many in 008_control_many.sql.
 --
--- Each locks the job's row and decides by what it then reads, so that none of
--- them is at odds with a claim or a finish that happens just then: one waits for
--- the other (a claim passes over the row) and sees what that has come to.
+-- Each locks the rows of the jobs and decides by what it then reads, so that none
+-- of them is at odds with a claim or a finish that happens just then: one waits
+-- for the other (a claim passes over the row) and sees what that has come to.
+--
+-- What is done is in the functions that end in _locked. They take jobs that the
+-- caller has locked and that is_open_to has let pass.
 
 -- The job, locked until the transaction ends.
 CREATE FUNCTION {{schema}}.lock_job(id uuid) RETURNS {{schema}}.jobs
@@ -27,21 +31,73 @@ BEGIN
 END
 $$;
 
--- Calls a job off, and returns it. One that waits is cancelled at once. One that
--- is running is marked: its process ends the handler's context within a second,
--- and the job ends cancelled, unless the handler succeeds all the same. One that
--- is finished stays as it is.
+-- Whether this can be done to a job, and changes it.
+CREATE FUNCTION {{schema}}.is_open_to(action text, job {{schema}}.jobs, run_at timestamptz DEFAULT NULL) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = '' AS $$
+BEGIN
+    RETURN CASE is_open_to.action
+        WHEN 'cancel' THEN job.status IN ('pending', 'failed') OR job.status = 'running' AND job.cancelling IS NULL
+        WHEN 'retry' THEN job.attempt < 1000 AND (job.status IN ('failed', 'dead', 'cancelled') OR job.status = 'pending' AND job.run_at > now())
+        WHEN 'reschedule' THEN job.status IN ('pending', 'failed') AND
+            CASE WHEN is_open_to.run_at IS NULL THEN job.run_at > now() ELSE job.run_at <> is_open_to.run_at END
+        WHEN 'delete' THEN job.status <> 'running'
+    END;
+END
+$$;
+
+-- Calls jobs off. Those that wait are cancelled at once. Those that are running
+-- are marked: their process ends the handler's context within a second, and the
+-- job ends cancelled, unless the handler succeeds all the same.
+CREATE FUNCTION {{schema}}.cancel_locked(ids uuid[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    UPDATE {{schema}}.jobs j SET status = 'cancelled', lane = NULL, finished_at = now()
+    WHERE j.id = ANY (cancel_locked.ids) AND j.status IN ('pending', 'failed');
+    UPDATE {{schema}}.jobs j SET cancelling = true WHERE j.id = ANY (cancel_locked.ids) AND j.status = 'running';
+END
+$$;
+
+-- Makes jobs that wait due now, also those that are dead or were cancelled. Their
+-- errors are kept. One whose attempts are used up gets one more.
+--
+-- In a blocking queue a job that was finished stands behind those that are due
+-- by now, and before those that are due later, as if it had not been started. A
+-- failed one that holds the queue goes on holding it.
+CREATE FUNCTION {{schema}}.retry_locked(ids uuid[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    UPDATE {{schema}}.jobs j
+    SET status = 'pending', lane = 3 * j.priority, finished_at = NULL,
+        run_at = CASE WHEN j.finished_at IS NULL THEN least(j.run_at, now()) ELSE now() END,
+        started_at = CASE WHEN j.finished_at IS NULL THEN j.started_at END,
+        max_attempts = greatest(j.max_attempts, j.attempt + 1)
+    WHERE j.id = ANY (retry_locked.ids);
+END
+$$;
+
+-- Sets when jobs that wait are due.
+CREATE FUNCTION {{schema}}.reschedule_locked(ids uuid[], run_at timestamptz) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    IF NOT isfinite(reschedule_locked.run_at) OR reschedule_locked.run_at < '0001-01-01 00:00:00+00' OR reschedule_locked.run_at >= '10000-01-01 00:00:00+00' THEN
+        RAISE EXCEPTION 'reschedule_job: run_at %: expected a time from year 1 to 9999', reschedule_locked.run_at USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    UPDATE {{schema}}.jobs j SET run_at = reschedule_locked.run_at WHERE j.id = ANY (reschedule_locked.ids);
+END
+$$;
+
+-- Calls a job off, and returns it. One that is finished stays as it is.
 CREATE FUNCTION {{schema}}.cancel_job(id uuid) RETURNS {{schema}}.jobs
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     v_job {{schema}}.jobs%ROWTYPE := {{schema}}.lock_job(cancel_job.id);
 BEGIN
-    IF v_job.status IN ('pending', 'failed') THEN
-        UPDATE {{schema}}.jobs j SET status = 'cancelled', lane = NULL, finished_at = now()
-        WHERE j.id = v_job.id RETURNING j.* INTO v_job;
-        PERFORM {{schema}}.announce(v_job.queue);
-    ELSIF v_job.status = 'running' AND v_job.cancelling IS NULL THEN
-        UPDATE {{schema}}.jobs j SET cancelling = true WHERE j.id = v_job.id RETURNING j.* INTO v_job;
+    IF {{schema}}.is_open_to('cancel', v_job) THEN
+        PERFORM {{schema}}.cancel_locked(ARRAY[v_job.id]);
+        SELECT * INTO v_job FROM {{schema}}.jobs j WHERE j.id = v_job.id;
+        IF v_job.status = 'cancelled' THEN
+            PERFORM {{schema}}.announce(v_job.queue);
+        END IF;
     END IF;
     RETURN v_job;
 END
@@ -65,61 +121,74 @@ BEGIN
 END
 $$;
 
--- Makes a job that waits due now, also one that is dead or was cancelled, and
--- returns it. Its errors are kept. If its attempts are used up, it gets one more.
---
--- In a blocking queue a job that was finished stands behind those that are due
--- by now, and before those that are due later, as if it had not been started. A
--- failed one that holds the queue goes on holding it.
---
--- A finished one with a unique key has to take that again. The key is locked
--- before the job, as create_unique does.
+-- Makes a job due now, and returns it. A finished one with a unique key has to take
+-- that again. The key is locked before the job, as create_unique does.
 CREATE FUNCTION {{schema}}.retry_job(id uuid) RETURNS {{schema}}.jobs
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
-    c_most CONSTANT integer := 1000; -- attempts
-    v_job  {{schema}}.jobs%ROWTYPE;
+    v_job {{schema}}.jobs%ROWTYPE;
 BEGIN
-    PERFORM {{schema}}.lock_keys(ARRAY[j.name::text], ARRAY[j.attributes ->> 'unique_key'])
-    FROM {{schema}}.jobs j WHERE j.id = retry_job.id AND j.attributes ? 'unique_key';
+    PERFORM {{schema}}.lock_keys_of(ARRAY[retry_job.id]);
     v_job := {{schema}}.lock_job(retry_job.id);
     IF v_job.status IN ('running', 'succeeded') THEN
         PERFORM {{schema}}.refuse_status(v_job, 'pending, failed, dead or cancelled');
     END IF;
-    IF v_job.attempt >= c_most THEN
-        RAISE EXCEPTION 'job % has used up % attempts: expected less, as no job may have more than %', v_job.id, v_job.attempt, c_most
+    IF v_job.attempt >= 1000 THEN
+        RAISE EXCEPTION 'job % has used up % attempts: expected less, as no job may have more than 1000', v_job.id, v_job.attempt
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
-    IF v_job.finished_at IS NOT NULL AND v_job.attributes ? 'unique_key' THEN
-        PERFORM {{schema}}.take_key(v_job);
-    END IF;
-    IF v_job.status <> 'pending' OR v_job.run_at > now() THEN
-        UPDATE {{schema}}.jobs j
-        SET status = 'pending', lane = 3 * j.priority, finished_at = NULL,
-            run_at = CASE WHEN j.finished_at IS NULL THEN least(j.run_at, now()) ELSE now() END,
-            started_at = CASE WHEN j.finished_at IS NULL THEN j.started_at END,
-            max_attempts = greatest(j.max_attempts, j.attempt + 1)
-        WHERE j.id = v_job.id RETURNING j.* INTO v_job;
+    IF {{schema}}.is_open_to('retry', v_job) THEN
+        IF {{schema}}.take_keys(ARRAY[v_job.id]) = '{}' THEN
+            RAISE EXCEPTION 'job % has the unique key of job %, which is not finished: expected that to be finished first', v_job.id,
+                (SELECT k.job_id FROM {{schema}}.unique_keys k WHERE k.name = v_job.name AND k.key = v_job.attributes ->> 'unique_key')
+                USING ERRCODE = 'object_not_in_prerequisite_state';
+        END IF;
+        PERFORM {{schema}}.retry_locked(ARRAY[v_job.id]);
+        SELECT * INTO v_job FROM {{schema}}.jobs j WHERE j.id = v_job.id;
     END IF;
     PERFORM {{schema}}.announce(v_job.queue, v_job.run_at);
     RETURN v_job;
 END
 $$;
 
--- Gives a job its unique key again, which is locked, or refuses if an unfinished
--- one has it by now.
-CREATE FUNCTION {{schema}}.take_key(job {{schema}}.jobs) RETURNS void
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+-- Locks the unique keys of jobs, before the jobs are locked, as create_unique does.
+CREATE FUNCTION {{schema}}.lock_keys_of(ids uuid[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
-    v_holder uuid;
+    v_names text[];
+    v_keys  text[];
 BEGIN
-    SELECT h.id INTO v_holder FROM {{schema}}.unique_keys k JOIN {{schema}}.jobs h ON h.id = k.job_id
-    WHERE k.name = job.name AND k.key = job.attributes ->> 'unique_key' AND h.id <> job.id AND h.finished_at IS NULL;
-    IF FOUND THEN
-        RAISE EXCEPTION 'job % has the unique key of job %, which is not finished: expected that to be finished first', job.id, v_holder
-            USING ERRCODE = 'object_not_in_prerequisite_state';
+    SELECT array_agg(j.name::text), array_agg(j.attributes ->> 'unique_key') INTO v_names, v_keys
+    FROM {{schema}}.jobs j WHERE j.id = ANY (lock_keys_of.ids) AND j.attributes ? 'unique_key';
+    IF v_names IS NOT NULL THEN
+        PERFORM {{schema}}.lock_keys(v_names, v_keys);
     END IF;
-    UPDATE {{schema}}.unique_keys k SET job_id = job.id WHERE k.name = job.name AND k.key = job.attributes ->> 'unique_key';
+END
+$$;
+
+-- Gives finished jobs, which are locked as their unique keys are, those keys again.
+-- Returns the jobs without those whose key an unfinished one has by now. Of several
+-- with one key, the newest gets it.
+CREATE FUNCTION {{schema}}.take_keys(ids uuid[]) RETURNS uuid[]
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    v_keyed uuid[] := ARRAY(
+        SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (take_keys.ids) AND j.finished_at IS NOT NULL AND j.attributes ? 'unique_key');
+BEGIN
+    IF v_keyed = '{}' THEN
+        RETURN take_keys.ids;
+    END IF;
+    RETURN ARRAY(
+        WITH newest AS (
+            SELECT DISTINCT ON (j.name, j.attributes ->> 'unique_key') j.id, j.name, j.attributes ->> 'unique_key' AS key
+            FROM {{schema}}.jobs j WHERE j.id = ANY (v_keyed) ORDER BY j.name, j.attributes ->> 'unique_key', j.id DESC
+        ), taken AS (
+            UPDATE {{schema}}.unique_keys k SET job_id = n.id FROM newest AS n
+            WHERE k.name = n.name AND k.key = n.key AND NOT EXISTS (
+                SELECT FROM {{schema}}.jobs h WHERE h.id = k.job_id AND h.id <> n.id AND h.finished_at IS NULL)
+            RETURNING n.id)
+        SELECT a.id FROM unnest(take_keys.ids) AS a (id) WHERE a.id <> ALL (v_keyed) OR a.id IN (SELECT t.id FROM taken AS t));
 END
 $$;
 
@@ -127,18 +196,14 @@ $$;
 CREATE FUNCTION {{schema}}.reschedule_job(id uuid, run_at timestamptz) RETURNS {{schema}}.jobs
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
-    v_run_at timestamptz := coalesce(reschedule_job.run_at, now());
-    v_job    {{schema}}.jobs%ROWTYPE;
+    v_job {{schema}}.jobs%ROWTYPE := {{schema}}.lock_job(reschedule_job.id);
 BEGIN
-    IF NOT isfinite(v_run_at) OR v_run_at < '0001-01-01 00:00:00+00' OR v_run_at >= '10000-01-01 00:00:00+00' THEN
-        RAISE EXCEPTION 'reschedule_job: run_at %: expected a time from year 1 to 9999', v_run_at USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    v_job := {{schema}}.lock_job(reschedule_job.id);
     IF v_job.status NOT IN ('pending', 'failed') THEN
         PERFORM {{schema}}.refuse_status(v_job, 'pending or failed');
     END IF;
-    UPDATE {{schema}}.jobs j SET run_at = v_run_at WHERE j.id = v_job.id RETURNING j.* INTO v_job;
-    PERFORM {{schema}}.announce(v_job.queue, v_run_at);
+    PERFORM {{schema}}.reschedule_locked(ARRAY[v_job.id], coalesce(reschedule_job.run_at, now()));
+    SELECT * INTO v_job FROM {{schema}}.jobs j WHERE j.id = v_job.id;
+    PERFORM {{schema}}.announce(v_job.queue, v_job.run_at);
     RETURN v_job;
 END
 $$;

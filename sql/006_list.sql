@@ -27,7 +27,7 @@ DECLARE
     c_unfinished CONSTANT text[] := '{pending, running, failed}';
     c_unresulted CONSTANT text[] := '{dead, cancelled}';
     c_newest     CONSTANT text := 'SELECT * FROM {{schema}}.jobs
-        WHERE ($7 IS NULL OR id >= $7) AND ($8 IS NULL OR id < $8) ORDER BY id DESC LIMIT 100 * $9';
+        WHERE ($7 IS NULL OR id >= $7) AND ($8 IS NULL OR id < $8) ORDER BY id DESC LIMIT least(100 * $9, 100000)';
     c_with       CONSTANT text := ' AND ($4 IS NULL OR attributes @> $4) OFFSET 0';
     c_any        CONSTANT text := 'SELECT * FROM {{schema}}.jobs WHERE true';
     c_live       CONSTANT text := 'SELECT * FROM {{schema}}.jobs

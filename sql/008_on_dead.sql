@@ -9,7 +9,7 @@
 -- checked beforehand. A queue of notifications that is full would be an error
 -- at commit, so then it notifies nobody, and a poll finds the job.
 CREATE FUNCTION {{schema}}.tell_dead(ids uuid[]) RETURNS void
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
     INSERT INTO {{schema}}.jobs (id, name, payload, max_attempts, attributes)
         SELECT {{schema}}.new_job_id(), q.on_dead, {{schema}}.obituary(j),
