@@ -79,3 +79,33 @@ func TestRetriesRaceWithCreationsOfTheSameKey(t *testing.T) {
 	all.Wait()
 	require.NoError(t, errors.Join(errs...))
 }
+
+// Of many, those are retried whose key is free, and of several with one key the
+// newest.
+func TestRetryJobsTakesKeysThatAreFree(t *testing.T) {
+	t.Parallel()
+	u := newUniqueTest(t)
+	cancelled := func(key string) string {
+		job := u.requireNew(t, "a", scheduler.JobData{UniqueKey: key, Owner: "ada"})
+		return mustCancel(t, u.Scheduler, job.ID).ID
+	}
+	older, newer, taken, free := cancelled("twice"), cancelled("twice"), cancelled("taken"), cancelled("free")
+	holder := u.requireNew(t, "a", scheduler.JobData{UniqueKey: "taken"})
+	keyless := mustCreate(t, u.Scheduler, "a", scheduler.JobData{Owner: "ada"})
+	mustCancel(t, u.Scheduler, keyless.ID)
+
+	filter := scheduler.JobFilter{Owner: "ada", Statuses: []scheduler.JobStatus{scheduler.JobStatusCancelled}}
+	for _, want := range []int{3, 0} {
+		n, err := u.RetryJobs(t.Context(), filter)
+		require.NoError(t, err)
+		require.Equal(t, want, n)
+	}
+	for id, status := range map[string]scheduler.JobStatus{
+		older: scheduler.JobStatusCancelled, taken: scheduler.JobStatusCancelled,
+		newer: scheduler.JobStatusPending, free: scheduler.JobStatusPending, keyless.ID: scheduler.JobStatusPending,
+	} {
+		require.Equal(t, status, mustGet(t, u.Scheduler, id).Status)
+	}
+	u.requireDuplicate(t, mustGet(t, u.Scheduler, newer), scheduler.JobData{UniqueKey: "twice"})
+	u.requireDuplicate(t, holder, scheduler.JobData{UniqueKey: "taken"})
+}

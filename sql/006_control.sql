@@ -175,20 +175,22 @@ LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan 
 DECLARE
     v_keyed uuid[] := ARRAY(
         SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (take_keys.ids) AND j.finished_at IS NOT NULL AND j.attributes ? 'unique_key');
+    v_taken uuid[];
 BEGIN
     IF v_keyed = '{}' THEN
         RETURN take_keys.ids;
     END IF;
-    RETURN ARRAY(
-        WITH newest AS (
-            SELECT DISTINCT ON (j.name, j.attributes ->> 'unique_key') j.id, j.name, j.attributes ->> 'unique_key' AS key
-            FROM {{schema}}.jobs j WHERE j.id = ANY (v_keyed) ORDER BY j.name, j.attributes ->> 'unique_key', j.id DESC
-        ), taken AS (
-            UPDATE {{schema}}.unique_keys k SET job_id = n.id FROM newest AS n
-            WHERE k.name = n.name AND k.key = n.key AND NOT EXISTS (
-                SELECT FROM {{schema}}.jobs h WHERE h.id = k.job_id AND h.id <> n.id AND h.finished_at IS NULL)
-            RETURNING n.id)
-        SELECT a.id FROM unnest(take_keys.ids) AS a (id) WHERE a.id <> ALL (v_keyed) OR a.id IN (SELECT t.id FROM taken AS t));
+    WITH newest AS (
+        SELECT DISTINCT ON (j.name, j.attributes ->> 'unique_key') j.id, j.name, j.attributes ->> 'unique_key' AS key
+        FROM {{schema}}.jobs j WHERE j.id = ANY (v_keyed) ORDER BY j.name, j.attributes ->> 'unique_key', j.id DESC
+    ), taken AS (
+        UPDATE {{schema}}.unique_keys k SET job_id = n.id FROM newest AS n
+        WHERE k.name = n.name AND k.key = n.key AND NOT EXISTS (
+            SELECT FROM {{schema}}.jobs h WHERE h.id = k.job_id AND h.id <> n.id AND h.finished_at IS NULL)
+        RETURNING n.id
+    )
+    SELECT coalesce(array_agg(t.id), '{}') INTO v_taken FROM taken AS t;
+    RETURN ARRAY(SELECT a.id FROM unnest(take_keys.ids) AS a (id) WHERE a.id <> ALL (v_keyed) OR a.id = ANY (v_taken));
 END
 $$;
 

@@ -46,7 +46,7 @@ BEGIN
             WHEN 'retry' THEN
                 v_ids := {{schema}}.take_keys(v_ids);
                 PERFORM {{schema}}.retry_locked(v_ids);
-                v_last := true; -- keys are never locked after jobs
+                v_last := v_last OR v_ids <> '{}'; -- lest keys be locked after jobs
             WHEN 'reschedule' THEN PERFORM {{schema}}.reschedule_locked(v_ids, v_run_at);
             WHEN 'delete' THEN
                 v_ids := {{schema}}.delete_jobs(v_ids);
