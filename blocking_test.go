@@ -223,10 +223,12 @@ func TestRunsThatSeeDifferentHeadsAreKeptApart(t *testing.T) {
 		return mustQuery[int](t, pool, "SELECT count(*) FROM "+schema+".jobs WHERE status = 'running'")
 	}
 
+	mustRun(t, s, filter) // takes the lease
 	job := mustCreate(t, s, "a", scheduler.JobData{Queue: scheduler.JobQueueBlocking})
 	tx, err := pool.Begin(t.Context())
 	require.NoError(t, err)
-	mustExec(t, tx, "SELECT FROM "+schema+".jobs FOR UPDATE") // the first run has looked, and waits
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	mustExec(t, tx, "SELECT FROM "+schema+".leases FOR UPDATE") // the first run has looked, and waits
 	one := goRun(t.Context(), s, filter)
 	waitFor(t, func() bool { return mustQuery[int](t, pool, waiting, name) == 1 })
 	mustCreate(t, s, "a", scheduler.JobData{Queue: scheduler.JobQueueBlocking, RunAt: job.RunAt.Add(-time.Hour)})

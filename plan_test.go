@@ -75,8 +75,8 @@ var operations = []struct {
 	{"look for cancelled jobs", (*planTest).lookForCancelled, "cancelled_under(", none, 0, 0}, // an exception too
 	{"cancel and retry a job", (*planTest).cancelAndRetry, "retry_job(", either, 45, 80},
 	{"reschedule and delete a job", (*planTest).rescheduleAndDelete, "delete_job(", either, 30, 80},
-	{"change twenty jobs", (*planTest).changeMany, "control_jobs(", anyOfIDs, 1, 1},
-	{"tell of a dead job", (*planTest).tellOfDead, "tell_dead(", either, 1, 1},
+	{"change twenty jobs", (*planTest).changeMany, "control_jobs(", anyOfIDs, 1600, 400},
+	{"tell of a dead job", (*planTest).tellOfDead, "tell_dead(", either, 80, 80},
 	{"cancel a running job", (*planTest).cancelRunning, "finish(", either, 35, 80},
 	{"resident", (*planTest).resident, "pg_notify(", either, 100, 120},
 	{"tick of a worker", (*planTest).tickDefault, "run_worker(", byLive, 4, 80},
@@ -98,6 +98,7 @@ var exceptions = []struct {
 	{"SELECT min(l.expires_at)", live},                       // next_due, when a lease is lost
 	{"lease_id = ANY (v_lost)", live},                        // rescue, likewise
 	{"j.id = ANY (v_jobs)", 2 * lostJobs},                    // to write what it has locked
+	{"j.id = ANY (v_jobs)", 40},                              // rescue, of those
 	{"l.id = ANY (v_lost)", live},                            // rescue, of the lease
 	{"greatest(j.attempt", live},                             // after a claim whose answer was lost
 	{"end_lease.lease", live},                                // at the end of a process
