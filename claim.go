@@ -62,8 +62,8 @@ func (s *Scheduler) claimBy(ctx context.Context, q *queue, ask func(ctx context.
 	}
 	lives := make([]jobContext, len(jobs))
 	for i, job := range jobs {
-		lives[i].lease, lives[i].leaseID = life, id
 		job.life = &lives[i]
+		job.life.under(life, id)
 	}
 	s.lease.keep(s, jobs)
 	return jobs, nil

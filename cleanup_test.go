@@ -299,15 +299,18 @@ func TestCleanUpSparesAJobThatIsRetriedMeanwhile(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
 	mustExec(t, tx, "SELECT pg_advisory_xact_lock(hashtext($1))", c.schema)
-	done := make(chan int, 1)
-	go func() { done <- c.cleanUp(t) }()
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.pool.Exec(t.Context(), "SELECT "+c.schema+".clean_up()")
+		done <- err
+	}()
 	waitFor(t, func() bool {
 		return mustQuery[bool](t, c.pool, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1)",
 			"%"+c.schema+".clean_up%")
 	})
 	mustRetry(t, c.Scheduler, ids[0])
 	require.NoError(t, tx.Commit(t.Context()))
-	require.Equal(t, 1, await(t, done))
+	require.NoError(t, await(t, done))
 	require.Equal(t, ids[:1], c.left(t))
 }
 

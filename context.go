@@ -31,6 +31,11 @@ var over = func() context.Context {
 	return ctx
 }()
 
+// under says under which lease the job was claimed, before anybody else has it.
+func (c *jobContext) under(lease context.Context, leaseID string) {
+	c.leaseID, c.lease = leaseID, lease
+}
+
 func (c *jobContext) asked() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()

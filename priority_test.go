@@ -181,16 +181,16 @@ func TestPriorityIsKept(t *testing.T) {
 	})
 	job := mustCreate(t, p.one, "first", scheduler.JobData{Priority: -7, Payload: "first"})
 	sooner := p.add(t, 0, 5*time.Minute)
-	any := scheduler.RunFilter{Status: scheduler.JobStatusAny}
+	both := scheduler.RunFilter{Status: scheduler.JobStatusAny}
 
-	require.Equal(t, 1, mustRun(t, p.one, any).Failed)
+	require.Equal(t, 1, mustRun(t, p.one, both).Failed)
 	require.Equal(t, -7, mustGet(t, p.two, job.ID).Priority)
-	run := goRun(t.Context(), p.one, any)
+	run := goRun(t.Context(), p.one, both)
 	await(t, begun)
 	mustExec(t, p.pool, "UPDATE "+p.schema+".leases SET expires_at = now()")
-	require.Equal(t, 1, mustRun(t, p.two, any).Succeeded, "what was rescued comes before what is older")
+	require.Equal(t, 1, mustRun(t, p.two, both).Succeeded, "what was rescued comes before what is older")
 	require.Equal(t, []string{`"first"`}, p.taken())
-	require.Equal(t, 1, mustRun(t, p.two, any).Succeeded)
+	require.Equal(t, 1, mustRun(t, p.two, both).Succeeded)
 	require.Equal(t, []string{sooner}, p.taken())
 	stored := mustGet(t, p.two, job.ID)
 	require.Equal(t, scheduler.JobStatusSucceeded, stored.Status)

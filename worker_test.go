@@ -317,7 +317,7 @@ func TestHandlersMayChangeTheirJob(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newScheduler(t, func(c *scheduler.Config) {
-				c.JobNames = scheduler.JobNames{"a": func(ctx context.Context, job *scheduler.Job) (any, error) {
+				c.JobNames = scheduler.JobNames{"a": func(_ context.Context, job *scheduler.Job) (any, error) {
 					trick(job)
 					return nil, errors.New("failed as asked")
 				}}
