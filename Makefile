@@ -20,7 +20,7 @@ test: ## install what the tests need and run them all, with the race detector
 	@scripts/install-postgres.sh test
 	@# Without a package named, go test also shows what passing tests print: which
 	@# extensions there are.
-	go test -race -count=1
+	go test -race -count=1 -timeout 30m
 	go test -race -count=1 $$(go list ./... | grep -vx "$$(go list)")
 	@set -e; for module in $(NESTED); do (set -x; cd $$module; go test -race -count=1 ./...); done
 
