@@ -182,6 +182,11 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
+// othersListen begins the question whether another process than the one with
+// this lease, which follows, waits to be notified. It is no function in SQL: that
+// would not be inlined, and every creation asks.
+const othersListen = `EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM `
+
 // insertJobSQL asks for a wake of the queue's workers in the same statement, as
 // insertJobsSQL does, and notifies resident processes if it is told to.
 const insertJobSQL = `
@@ -189,7 +194,7 @@ INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, tim
 VALUES ($1::uuid, $2::text, $3::text, $4::text::jsonb, coalesce($5::timestamptz, now()), $6::int, $7::bigint, $10::text::jsonb,
     $11::int, 3 * $11::int)
 RETURNING run_at, created_at, (extract(epoch FROM run_at - now()) * 1000000)::bigint,
-    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $8::text::uuid),
+    ` + othersListen + `$8::text::uuid),
     CASE WHEN run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = $3::text)
         THEN {{schema}}.wake_workers($3::text) END,
     CASE WHEN $9::bool THEN {{schema}}.notify_created($3::text, run_at, $8::text::uuid) END,
@@ -267,7 +272,7 @@ WITH created AS (
     RETURNING queue, run_at
 )
 SELECT queue, (extract(epoch FROM min(run_at) - now()) * 1000000)::bigint, now(),
-    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $10::text::uuid),
+    ` + othersListen + `$10::text::uuid),
     CASE WHEN min(run_at) <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = created.queue)
         THEN {{schema}}.wake_workers(queue) END,
     CASE WHEN $11::text[] IS NOT NULL THEN {{schema}}.prioritize($11::text[]) END

@@ -2,7 +2,6 @@ package scheduler_test
 
 import (
 	"context"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -29,13 +28,13 @@ func (m *modelTest) work(t *rapid.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- p.Work(ctx) }()
-	m.await(t, func() bool {
+	waitFor(t, func() bool {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		return len(m.saw) >= len(calls)
 	})
 	running := len(m.inOrder(func(j *modelJob) bool { return j.running != nil }))
-	m.await(t, func() bool {
+	waitFor(t, func() bool {
 		var n int
 		require.NoError(t, m.pool.QueryRow(t.Context(), "SELECT count(*) FROM "+m.schema+".jobs WHERE status = 'running'").Scan(&n))
 		return n == running // what was lost is rescued, and what was begun recorded
@@ -43,11 +42,4 @@ func (m *modelTest) work(t *rapid.T) {
 	cancel()
 	require.NoError(t, <-done)
 	m.requireSaw(t, calls, false)
-}
-
-// await waits for what happens in the background.
-func (m *modelTest) await(t *rapid.T, condition func() bool) {
-	for deadline := time.Now().Add(patience / 3); !condition(); time.Sleep(time.Millisecond) {
-		require.True(t, time.Now().Before(deadline), "nothing happens")
-	}
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -238,29 +237,23 @@ func TestASlowObserverHoldsUpNoJob(t *testing.T) {
 	t.Parallel()
 	const n = 5000 // more than wait
 	log := &logged{}
-	stuck, release := make(chan struct{}), make(chan struct{})
-	var told atomic.Int32
+	slow := newSlowObserver()
 	s := newScheduler(t, func(c *scheduler.Config) {
 		c.Logger = slog.New(slog.NewTextHandler(log, nil))
 		c.JobNames = scheduler.JobNames{"a": succeed}
-		c.Observer = func(scheduler.Event) {
-			if told.Add(1) == 1 {
-				close(stuck)
-			}
-			<-release
-		}
+		c.Observer = slow.tell
 	})
 	mustCreate(t, s, "a", scheduler.JobData{})
-	await(t, stuck)
+	await(t, slow.stuck)
 	for range n / 1000 {
 		mustCreateMany(t, s, 1000, "a", scheduler.JobData{})
 	}
 	require.Equal(t, 1000, mustRun(t, s, scheduler.RunFilter{Limit: 1000}).Succeeded)
 	require.Equal(t, 1, strings.Count(log.String(), "events were dropped"), "once a minute")
 	require.Contains(t, log.String(), "events=1\n")
-	close(release)
+	close(slow.release)
 	require.NoError(t, s.Shutdown(t.Context()))
-	require.EqualValues(t, 1+4096, told.Load(), "what waited is told")
+	require.EqualValues(t, 1+4096, slow.told.Load(), "what waited is told")
 	require.Contains(t, log.String(), fmt.Sprintf("events=%d\n", n+2*1000-4096-1), "the others are counted")
 }
 

@@ -106,7 +106,7 @@ func newSchedulerOn(tb testing.TB, pool *pgxpool.Pool, configure func(*scheduler
 }
 
 // waitFor waits until the condition holds, where there is no event to wait for.
-func waitFor(t *testing.T, condition func() bool) {
+func waitFor(t require.TestingT, condition func() bool) {
 	poll := time.NewTicker(10 * time.Millisecond)
 	defer poll.Stop()
 	for deadline := time.Now().Add(patience); !condition(); <-poll.C {

@@ -80,7 +80,7 @@ func uniqueColumns(rows []newRow) []any {
 
 const createUniqueSQL = `
 SELECT ` + jobColumns + `, duplicate, changed, coalesce(asked, ''), (extract(epoch FROM run_at - now()) * 1000000)::bigint,
-    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $15::text::uuid)
+    ` + othersListen + `$15::text::uuid)
 FROM {{schema}}.create_unique($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
     $8::text[], $9::int[], $10::text[], $11::bigint[], $12::bool[], $13::text, $14::text) AS u, LATERAL (SELECT (u.job).*) AS j`
 
@@ -120,7 +120,7 @@ func (s *Scheduler) createUnique(ctx context.Context, row *newRow, from *keyedRe
 
 const createUniqueJobsSQL = `
 SELECT (job).id::text, (job).queue, now(), changed, (extract(epoch FROM (job).run_at - now()) * 1000000)::bigint,
-    EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM $13::text::uuid)
+    ` + othersListen + `$13::text::uuid)
 FROM {{schema}}.create_unique($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
     $8::text[], $9::int[], $10::text[], $11::bigint[], $12::bool[]) WITH ORDINALITY AS u (job, duplicate, changed, asked, place) ORDER BY place`
 
