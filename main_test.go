@@ -3,13 +3,17 @@ package scheduler_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
+	"strconv"
 	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/relay-club/scheduler/internal/postgres"
 )
@@ -18,9 +22,10 @@ import (
 // are in its database postgres, the only one into which pg_cron schedules.
 var shared struct {
 	cluster *postgres.Cluster
-	cron    bool   // whether pg_cron is there
-	http    string // "extension", "double", or "" where there is neither
-	net     bool   // whether the double of pg_net is there
+	admin   *pgxpool.Pool // for administer
+	cron    bool          // whether pg_cron is there
+	http    string        // "extension", "double", or "" where there is neither
+	net     bool          // whether the double of pg_net is there
 }
 
 // extensionSchema is where shared has the extension http, as on Supabase: not
@@ -43,7 +48,8 @@ func TestMain(m *testing.M) {
 func runTests(m *testing.M) (code int, err error) {
 	shared.cron = postgres.HasCron()
 	shared.cluster, err = postgres.Start(context.Background(), postgres.Options{
-		Cron: shared.cron,
+		Cron:   shared.cron,
+		Parent: postgres.InMemory(),
 		Settings: map[string]string{
 			// Nothing here has to outlive the machine. What is committed still
 			// outlives the server.
@@ -61,8 +67,27 @@ func runTests(m *testing.M) (code int, err error) {
 	if err := installExtensions(context.Background()); err != nil {
 		return 0, err
 	}
+	if shared.admin, err = pgxpool.New(context.Background(), shared.cluster.URL("postgres")); err != nil {
+		return 0, err
+	}
+	defer shared.admin.Close()
+	if err := waitLess(); err != nil {
+		return 0, err
+	}
 	fmt.Printf("with PostgreSQL in %s, pg_cron: %t, http: %q, double of pg_net: %t\n", shared.cluster.BinDir(), shared.cron, shared.http, shared.net)
 	return m.Run(), nil
+}
+
+// waitLess runs twice as many tests at a time as there are processors, unless
+// the command says how many: half of what a test does is to wait, for the server
+// or for time to pass.
+func waitLess() error {
+	flag.Parse()
+	parallel := flag.Lookup("test.parallel")
+	if parallel.Value.String() != parallel.DefValue {
+		return nil
+	}
+	return parallel.Value.Set(strconv.Itoa(2 * runtime.GOMAXPROCS(0)))
 }
 
 // stopWhenInterrupted leaves no cluster behind when the tests are called off

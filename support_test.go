@@ -66,16 +66,13 @@ func newDatabase(t *testing.T) (url string) {
 	return shared.cluster.URL(database)
 }
 
-// administer runs a statement on a connection of its own, also when the
-// test's context has ended.
+// administer runs a statement, also when the test's context has ended. Its
+// connections are all tests', and stay open.
 func administer(tb testing.TB, statement string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), patience)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, shared.cluster.URL("postgres"))
+	_, err := shared.admin.Exec(ctx, statement, pgx.QueryExecModeSimpleProtocol)
 	require.NoError(tb, err)
-	_, err = conn.Exec(ctx, statement, pgx.QueryExecModeSimpleProtocol)
-	require.NoError(tb, err)
-	require.NoError(tb, conn.Close(ctx))
 }
 
 // newScheduler makes a Scheduler in a migrated schema of its own, with the

@@ -27,6 +27,7 @@ func TestMain(m *testing.M) {
 
 func runTests(m *testing.M) (code int, err error) {
 	cluster, err = postgres.Start(context.Background(), postgres.Options{
+		Parent:   postgres.InMemory(),
 		Settings: map[string]string{"fsync": "off", "full_page_writes": "off", "max_connections": "200"},
 	})
 	if err != nil {

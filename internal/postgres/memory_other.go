@@ -1,0 +1,6 @@
+//go:build !linux
+
+package postgres
+
+// InMemory is the default of Options.Parent.
+func InMemory() string { return "" }
