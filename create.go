@@ -152,6 +152,9 @@ const notifyCreatedSQL = `SELECT {{schema}}.notify_created($1::text, $2::timesta
 // The first one of its queue with a Priority holds up, until then, others with
 // one in that queue, PauseQueue and Migrate.
 func (s *Scheduler) CreateJobTx(ctx context.Context, tx pgx.Tx, name string, data JobData) (*Job, error) {
+	if isNil(tx) {
+		return nil, fmt.Errorf("create job: %w", errNoTx())
+	}
 	return s.createIn(ctx, tx, name, data)
 }
 

@@ -24,11 +24,20 @@ type SQLTx interface {
 // for Postgres: the job exists when, and only when, that commits. Errors of
 // Postgres are the driver's, such as a *pgconn.PgError or a *pq.Error.
 func (s *Scheduler) CreateJobSQL(ctx context.Context, tx SQLTx, name string, data JobData) (*Job, error) {
-	if tx == nil {
-		return nil, fmt.Errorf("create job: %w", badInput("tx", "expected a transaction, got nil"))
+	if isNil(tx) {
+		return nil, fmt.Errorf("create job: %w", errNoTx())
 	}
 	return s.createIn(ctx, sqlQuerier{tx}, name, data)
 }
+
+// isNil: a nil pointer in an interface, such as an *sql.Tx that nobody has begun,
+// is no transaction either.
+func isNil(tx any) bool {
+	value := reflect.ValueOf(tx)
+	return !value.IsValid() || value.Kind() == reflect.Pointer && value.IsNil()
+}
+
+func errNoTx() *InputError { return badInput("tx", "expected a transaction, got nil") }
 
 // sqlQuerier gives the statements of this package to a driver that knows neither
 // arrays nor UUIDs: these go as text, for which every parameter has a cast.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/lib/pq"
 	"github.com/stretchr/testify/require"
@@ -312,4 +313,36 @@ func TestCreateJobSQLWithoutAnAnswer(t *testing.T) {
 	s := newScheduler(t, nil)
 	_, err := s.CreateJobSQL(t.Context(), emptySQL{sqlDBs(t)["pq"]}, "a", scheduler.JobData{})
 	require.ErrorIs(t, err, sql.ErrNoRows)
+}
+
+// A transaction that nobody has begun is told of, not dereferenced.
+func TestNilTransactionsAreRefused(t *testing.T) {
+	t.Parallel()
+	completed := make(chan error, 2)
+	var s *scheduler.Scheduler
+	s = newScheduler(t, func(c *scheduler.Config) {
+		c.JobNames = scheduler.JobNames{"a": func(ctx context.Context, job *scheduler.Job) (any, error) {
+			completed <- s.CompleteTx(ctx, nil, job, nil)
+			completed <- s.CompleteTx(ctx, (*pgxpool.Tx)(nil), job, nil)
+			return nil, nil
+		}}
+	})
+	create := func(tx pgx.Tx) error {
+		_, err := s.CreateJobTx(t.Context(), tx, "a", scheduler.JobData{})
+		return err
+	}
+	createSQL := func(tx scheduler.SQLTx) error {
+		_, err := s.CreateJobSQL(t.Context(), tx, "a", scheduler.JobData{})
+		return err
+	}
+	for _, err := range []error{create(nil), create((*pgxpool.Tx)(nil)), createSQL(nil), createSQL((*sql.Tx)(nil))} {
+		var input *scheduler.InputError
+		require.ErrorAs(t, err, &input)
+		require.Equal(t, "create job: tx: expected a transaction, got nil", err.Error())
+	}
+	mustCreate(t, s, "a", scheduler.JobData{})
+	require.Equal(t, 1, mustRun(t, s, scheduler.RunFilter{}).Succeeded)
+	for range 2 {
+		require.EqualError(t, <-completed, "complete job: tx: expected a transaction, got nil")
+	}
 }
