@@ -322,3 +322,34 @@ func TestHTTPShowsProgress(t *testing.T) {
 	require.Equal(t, mustGet(t, w.Scheduler, job.ID).Progress.At, at)
 	require.Equal(t, map[string]any{"percent": 30.0, "note": "third <row>", "checkpoint": map[string]any{"row": 3.0}, "at": shown.Progress["at"]}, shown.Progress)
 }
+
+// What a job has reported is about its payload, so both are replaced together.
+func TestAReplacedJobHasNoProgress(t *testing.T) {
+	t.Parallel()
+	s, other, _ := reporting(t, func(ctx context.Context, job *scheduler.Job) (any, error) {
+		var at int
+		found, err := scheduler.LoadCheckpoint(ctx, &at)
+		if err != nil || found {
+			return at, err
+		}
+		if string(job.Payload) == `"new"` {
+			return "from the beginning", nil
+		}
+		return nil, errors.Join(scheduler.SetProgress(ctx, 40, "half-way"), scheduler.Checkpoint(ctx, 7), scheduler.Snooze(0))
+	})
+	data := scheduler.JobData{UniqueKey: "k", Payload: "old"}
+	job := mustCreate(t, s, "a", data)
+	require.Equal(t, 1, mustRun(t, s, scheduler.RunFilter{}).Snoozed)
+	data.Payload = "kept out"
+	kept := mustCreate(t, other, "a", data)
+	require.Equal(t, job.ID, kept.ID)
+	requireProgress(t, kept, 40, "half-way", `7`)
+
+	data.Payload, data.OnDuplicate = "new", scheduler.DuplicateReplace
+	replaced := mustCreate(t, other, "a", data)
+	require.Equal(t, job.ID, replaced.ID)
+	require.Nil(t, replaced.Progress)
+	require.Nil(t, mustGet(t, s, job.ID).Progress)
+	require.Equal(t, 1, mustRun(t, s, scheduler.RunFilter{}).Succeeded)
+	require.JSONEq(t, `"from the beginning"`, string(mustGet(t, other, job.ID).Result))
+}

@@ -26,7 +26,9 @@ const (
 	DuplicateKeep DuplicatePolicy = ""
 	// DuplicateReplace gives the job the RunAt, Payload, Owner, Tags and
 	// Metadata of the new one, if it is pending and has used no attempt.
-	// Otherwise it is kept. Its queue and the rest stay.
+	// Otherwise it is kept. Its queue and the rest stay, but for the progress
+	// and the checkpoint of one that was snoozed or interrupted: those are about
+	// the old payload, and go.
 	DuplicateReplace DuplicatePolicy = "replace"
 )
 
@@ -105,6 +107,9 @@ func (s *Scheduler) insertUnique(ctx context.Context, db querier, row *newRow, f
 	args := append(uniqueColumns([]newRow{*row}), key, digest, s.lease.own())
 	err = f.job.scan(db.QueryRow(ctx, s.sql(createUniqueSQL), args...), &f.job.Duplicate, &f.changed, &f.asked, &dueInUS, &f.heard)
 	f.dueIn = time.Duration(dueInUS) * time.Microsecond
+	if f.changed {
+		f.job.Progress = nil // the statement may have seen that of the old payload
+	}
 	return f, err
 }
 

@@ -31,7 +31,7 @@ $$;
 -- Creates jobs of which some have a key, one after another. One whose key is
 -- held (by an unfinished job, or one created no longer than for_us ago) is not
 -- created: the holder is returned in its place, and if the new one replaces it
--- and it was never started, it gets the new payload, run_at and attributes.
+-- and it has used no attempt, it gets the new payload, run_at and attributes.
 --
 -- Creations with the same key are kept apart by the key's row. Each statement
 -- of this function sees what was committed before the statement began: the
@@ -89,7 +89,12 @@ BEGIN
                 UPDATE {{schema}}.jobs j
                 SET payload = v_new.payload::jsonb, run_at = coalesce(v_new.run_at, now()), attributes = v_new.attributes::jsonb
                 WHERE j.id = job.id AND j.status = 'pending' AND j.attempt = 0 RETURNING j.* INTO job;
-                EXIT WHEN FOUND; -- else it has just been started, or is gone: look again
+                IF FOUND THEN
+                    IF job.claims > 0 THEN -- it was snoozed or handed back: what it reported is about the old payload
+                        DELETE FROM {{schema}}.job_progress p WHERE p.job_id = job.id;
+                    END IF;
+                    EXIT;
+                END IF; -- else it has just been started, or is gone: look again
             ELSE
                 INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, lane)
                 VALUES (v_new.id, v_new.name, v_new.queue, v_new.payload::jsonb, coalesce(v_new.run_at, now()), v_new.max_attempts,
