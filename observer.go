@@ -111,6 +111,9 @@ func (s *Scheduler) logDropped(n int) {
 
 func (e *Event) size() int {
 	size := len(e.Job.Payload) + len(e.Job.Result) + len(e.Job.Metadata)
+	if p := e.Job.Progress; p != nil {
+		size += len(p.Note) + len(p.Checkpoint)
+	}
 	for i := range e.Job.Errors {
 		size += len(e.Job.Errors[i].Error)
 	}

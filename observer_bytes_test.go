@@ -62,3 +62,26 @@ func TestEventsOfJobsWithManyErrorsAreBounded(t *testing.T) {
 	const each = 16 * 8192
 	require.LessOrEqual(t, int(slow.told.Load()), 1+2+(16<<20)/each, "the first job's have no errors")
 }
+
+// And of jobs with checkpoints, which a job that is called off is shown with.
+func TestEventsOfJobsWithCheckpointsAreBounded(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	slow := newSlowObserver()
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) {
+		schema, c.Observer = c.Schema, slow.tell
+	})
+	mustCreate(t, s, "a", scheduler.JobData{})
+	await(t, slow.stuck)
+	mustExec(t, pool, `INSERT INTO `+schema+`.jobs (id, name) SELECT `+schema+`.new_job_id(), 'b' FROM generate_series(1, 400)`)
+	mustExec(t, pool, `INSERT INTO `+schema+`.job_progress (job_id, claims, checkpoint, reported_at)
+		SELECT id, 1, to_jsonb(repeat('x', 65000)), now() FROM `+schema+`.jobs`)
+	n, err := s.CancelJobs(t.Context(), scheduler.JobFilter{Names: []string{"b"}})
+	require.NoError(t, err)
+	require.Equal(t, 400, n)
+	close(slow.release)
+	require.NoError(t, s.Shutdown(t.Context()))
+	require.LessOrEqual(t, int(slow.told.Load()), 1+(16<<20)/65000)
+	require.Greater(t, int(slow.told.Load()), 200)
+}
