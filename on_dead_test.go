@@ -295,3 +295,35 @@ func TestOnDeadOfALateVerdict(t *testing.T) {
 	await(t, run)
 	require.Equal(t, 1, m.mourning(t))
 }
+
+// A dead job's payload is no matter of the job that is told of it, and may be
+// large: it is not read.
+func TestOnDeadReadsNoPayload(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	newScheduler(t, func(c *scheduler.Config) {
+		schema, c.JobNames = c.Schema, scheduler.JobNames{"told": succeed}
+		c.Queues = queueConfigs{"default": {OnDead: "told"}}
+	})
+	mustExec(t, pool, `INSERT INTO `+schema+`.jobs (id, name, status, lane, finished_at, payload)
+		SELECT `+schema+`.new_job_id(), 'a', 'dead', NULL, now(), to_jsonb((SELECT string_agg(md5(i::text), '') FROM generate_series(1, 2000) AS i))`)
+	tx, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	read := func() (blocks int) {
+		require.NoError(t, tx.QueryRow(t.Context(), `SELECT pg_stat_get_xact_blocks_fetched(c.reltoastrelid)
+			FROM pg_class c WHERE c.oid = '`+schema+`.jobs'::regclass`).Scan(&blocks))
+		return blocks
+	}
+	before := read()
+	_, err = tx.Exec(t.Context(), `SELECT `+schema+`.tell_dead(ARRAY(SELECT id FROM `+schema+`.jobs))`)
+	require.NoError(t, err)
+	require.Equal(t, before, read())
+	var told int
+	require.NoError(t, tx.QueryRow(t.Context(), `SELECT count(*) FROM `+schema+`.jobs WHERE name = 'told'`).Scan(&told))
+	require.Equal(t, 1, told)
+	_, err = tx.Exec(t.Context(), `SELECT length(payload::text) FROM `+schema+`.jobs`)
+	require.NoError(t, err)
+	require.Greater(t, read(), before, "where a payload is read, that is seen")
+}
