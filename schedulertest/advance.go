@@ -53,6 +53,14 @@ WHERE c.relnamespace = to_regnamespace($1::text) AND c.relkind = 'r' AND c.relna
     AND 'timestamptz'::regtype IN (y.oid, y.typbasetype)
 GROUP BY c.relname ORDER BY c.relname`
 
+// locksSQL lock rows in the order in which all others lock them, lest two wait
+// for each other.
+var locksSQL = []string{
+	"SELECT FROM %s.unique_keys ORDER BY name, key FOR NO KEY UPDATE",
+	"SELECT FROM %s.jobs ORDER BY id FOR NO KEY UPDATE",
+	"SELECT FROM %s.job_progress ORDER BY job_id FOR NO KEY UPDATE",
+}
+
 // errorsSQL is for the times in a job's errors.
 const errorsSQL = `errors = (
     SELECT jsonb_agg(jsonb_set(e.value, '{at}', to_jsonb((e.value ->> 'at')::timestamptz - $1::bigint * interval '1 microsecond')) ORDER BY e.place)
@@ -62,6 +70,11 @@ func putBack(ctx context.Context, tx pgx.Tx, schema string, d time.Duration) err
 	// Rather than to wait for ever for a transaction of the test itself.
 	if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '5s'"); err != nil {
 		return err
+	}
+	for _, lock := range locksSQL {
+		if _, err := tx.Exec(ctx, fmt.Sprintf(lock, pgx.Identifier{schema}.Sanitize())); err != nil {
+			return err
+		}
 	}
 	rows, err := tx.Query(ctx, timesSQL, pgx.Identifier{schema}.Sanitize())
 	if err != nil {

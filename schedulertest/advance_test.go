@@ -3,6 +3,7 @@ package schedulertest_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -192,4 +193,39 @@ func TestAdvanceDoesNotWaitForEver(t *testing.T) {
 	_, err = tx.Exec(t.Context(), "SELECT FROM "+schemaOf(t, pool, job)+".jobs FOR UPDATE")
 	require.NoError(t, err)
 	requireFails(t, func(tb testing.TB) { schedulertest.Advance(tb, s, time.Hour) }, "lock timeout", "a transaction that is still open")
+}
+
+// Others lock jobs in the order of their ids, and a unique key before its job:
+// so does Advance, lest one of the two be ended by Postgres.
+func TestAdvanceLocksInTheOrderOfAllOthers(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	s := schedulertest.New(t, pool, scheduler.Config{})
+	keyed := scheduler.JobData{UniqueKey: "k", OnDuplicate: scheduler.DuplicateReplace}
+	job := mustCreate(t, s, "a", keyed)
+	mustCreate(t, s, "a", scheduler.JobData{})
+	mustCreate(t, s, "a", keyed) // now the first one's row is behind the second one's
+	schema := schemaOf(t, pool, job)
+
+	for title, steps := range map[string][2]string{
+		"ids":  {"SELECT FROM %s.jobs ORDER BY id LIMIT 1 FOR UPDATE", "SELECT FROM %s.jobs ORDER BY id DESC LIMIT 1 FOR UPDATE"},
+		"keys": {"SELECT FROM %s.unique_keys FOR UPDATE", "SELECT FROM %s.jobs ORDER BY id FOR UPDATE"},
+	} {
+		tx, err := pool.Begin(t.Context())
+		require.NoError(t, err)
+		defer func() { _ = tx.Rollback(context.Background()) }()
+		_, err = tx.Exec(t.Context(), fmt.Sprintf(steps[0], schema))
+		require.NoError(t, err)
+		advanced := make(chan *recorder, 1)
+		go func() {
+			advanced <- inTest(t, func(tb testing.TB) { schedulertest.Advance(tb, s, time.Hour) })
+		}()
+		require.Eventually(t, func() bool {
+			return mustQuery[bool](t, pool, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%' || $1 || '%')`, schema)
+		}, 20*time.Second, 10*time.Millisecond)
+		_, err = tx.Exec(t.Context(), fmt.Sprintf(steps[1], schema))
+		require.NoError(t, err, title)
+		require.NoError(t, tx.Commit(t.Context()))
+		require.Empty(t, (<-advanced).failures, title)
+	}
 }
