@@ -74,14 +74,14 @@ func (s *Scheduler) completeTx(ctx context.Context, tx pgx.Tx, job *Job, result 
 
 // completable returns the attempt whose handler calls CompleteTx.
 func (s *Scheduler) completable(ctx context.Context, tx pgx.Tx, job *Job) (*attempt, error) {
-	if tx == nil {
-		return nil, badInput("tx", "expected a transaction, got nil")
+	if isNil(tx) {
+		return nil, errNoTx()
 	}
 	if job == nil {
 		return nil, badInput("job", "expected the handler's job, got nil")
 	}
 	a, _ := ctx.Value(attemptKey{}).(*attempt)
-	if a == nil {
+	if a == nil || a.rehearsed {
 		return nil, badInput("job", "%s: it is not running here: expected a call by its handler, with the handler's context", shown(job.ID))
 	}
 	if s.queues[a.queue.name] != a.queue {

@@ -2,12 +2,15 @@ package scheduler
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/relay-club/scheduler/internal/seam"
@@ -48,9 +51,11 @@ func (in inside) MakeAll(ctx context.Context, batch any) (any, error) {
 	return jobs, nil
 }
 
-// Call calls a handler as a run does, but for the lease and the record.
+// Call calls a handler as a run does, but for the lease and the record. What it
+// reports goes into job.
 func (in inside) Call(ctx context.Context, job any) (handled bool, result any, err error) {
-	own := job.(*Job).copied()
+	given := job.(*Job)
+	own := given.copied()
 	handler := in.s.handlers[own.Name]
 	if handler == nil {
 		return false, nil, fmt.Errorf("%w %s: it has no handler in Config.JobNames", ErrUnknownJobName, shown(own.Name))
@@ -72,8 +77,39 @@ func (in inside) Call(ctx context.Context, job any) (handled bool, result any, e
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: %s has passed", ErrJobTimeout, timeout))
 		defer cancel()
 	}
-	result, err = handler(ctx, &own)
+	rehearsal := own.copied()
+	rehearsal.life = &jobContext{lease: ctx}
+	if id, err := uuid.Parse(own.ID); err == nil { // a test may have made it by hand
+		rehearsal.key = pgtype.UUID{Bytes: id, Valid: true}
+	}
+	a := &attempt{s: in.s, job: &rehearsal, queue: q, rehearsed: true}
+	defer a.showReports(given)
+	result, err = handler(context.WithValue(ctx, attemptKey{}, a), &own)
 	return true, result, err
+}
+
+// showReports shows in job, as a read of it would, what the handler of a
+// rehearsed attempt has reported. It takes no more.
+func (a *attempt) showReports(job *Job) {
+	a.s.endReports(a)
+	last := a.reports.Load().news
+	if last.at.IsZero() {
+		return
+	}
+	progress := JobProgress{}
+	if job.Progress != nil {
+		progress = *job.Progress
+	}
+	progress.At = last.at.UTC().Truncate(time.Microsecond)
+	if last.percent != nil {
+		progress.Percent, progress.Note = int(*last.percent), *last.note
+	}
+	if last.checkpoint != nil {
+		if progress.Checkpoint = nil; *last.checkpoint != "null" {
+			progress.Checkpoint = json.RawMessage(*last.checkpoint)
+		}
+	}
+	job.Progress = &progress
 }
 
 const jobsSQL = `
@@ -85,6 +121,9 @@ func (in inside) Jobs(ctx context.Context, db any, name string, most int) (any, 
 		pgx.Row
 		Next() bool
 		Err() error
+	}
+	if isNil(db) {
+		return nil, errNoTx()
 	}
 	switch db := db.(type) {
 	case SQLTx:
@@ -154,6 +193,9 @@ SET status = 'running', lease_id = $1::text::uuid, started_at = now(), attempt =
 WHERE id = $2::text::uuid AND status IN ('pending', 'failed') AND run_at <= now()
 RETURNING id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority`
 
+const isPausedSQL = `
+SELECT now(), coalesce((SELECT q.paused FROM {{schema}}.queues q WHERE q.name = $1::text), a.paused) FROM {{schema}}.all_queues a`
+
 const headSQL = `SELECT ({{schema}}.blocking_head(q)).id::text FROM {{schema}}.queues q WHERE q.name = $1::text`
 
 func (in inside) RunJob(ctx context.Context, id string) error {
@@ -163,8 +205,9 @@ func (in inside) RunJob(ctx context.Context, id string) error {
 		return err
 	}
 	var now time.Time
-	if err := s.pool.QueryRow(ctx, "SELECT now()").Scan(&now); err != nil {
-		return err
+	var paused bool
+	if err := s.pool.QueryRow(ctx, s.sql(isPausedSQL), string(job.Queue)).Scan(&now, &paused); err != nil {
+		return explained(err)
 	}
 	q, inputErr := s.queue(job.Queue)
 	switch {
@@ -176,6 +219,8 @@ func (in inside) RunJob(ctx context.Context, id string) error {
 		return fmt.Errorf("it is %s: expected %s or %s", job.Status, JobStatusPending, JobStatusFailed)
 	case job.RunAt.After(now):
 		return fmt.Errorf("it is %s and due in %s, at %s: expected one that is due", job.Status, job.RunAt.Sub(now), job.RunAt)
+	case paused:
+		return fmt.Errorf("its queue %q is paused: expected one that is not, see ResumeQueue", job.Queue)
 	}
 	claim := func(ctx context.Context) ([]*Job, error) {
 		return s.claimBy(ctx, q, func(ctx context.Context, lease string) ([]*Job, error) {

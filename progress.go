@@ -155,7 +155,10 @@ func (a *attempt) checkpoint(ctx context.Context) (text []byte, err error) {
 			return []byte(*own), nil
 		}
 	}
-	if a.job.claims == 1 {
+	switch {
+	case a.rehearsed && a.job.Progress != nil:
+		return a.job.Progress.Checkpoint, nil
+	case a.rehearsed || a.job.claims == 1:
 		return nil, nil
 	}
 	err = a.s.pool.QueryRow(ctx, a.s.sql(loadCheckpointSQL), a.job.key.String()).Scan(&text)

@@ -89,14 +89,16 @@ func (a *attempt) report(n news) error {
 		return a.hasReturned()
 	case r.lost:
 		return ErrLeaseLost
-	case p.over:
+	case p.over && !a.rehearsed:
 		return ErrShuttingDown
 	}
 	r.news = n.over(r.news)
 	if n.checkpoint != nil {
 		r.checkpoint = n.checkpoint
 	}
-	p.await(a.s, r)
+	if !a.rehearsed {
+		p.await(a.s, r)
+	}
 	return nil
 }
 

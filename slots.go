@@ -16,6 +16,7 @@ type attempt struct {
 	recorded func(*outcome)  // called when its outcome is in the database, or dropped
 
 	s          *Scheduler
+	rehearsed  bool                    // by schedulertest: nothing of it is in the database
 	completion completion              // whether its handler called CompleteTx
 	reports    atomic.Pointer[reports] // what its handler has reported; nil: nothing
 	given      Job                     // the copy that its handler has, and may change

@@ -216,3 +216,13 @@ func TestWhatATransactionCreates(t *testing.T) {
 	schedulertest.RequireNotCreated(t, s, "a", scheduler.JobData{})
 	requireFails(t, func(tb testing.TB) { schedulertest.Created(tb, schedulertest.InTx(s, tx), "a", scheduler.JobData{}) }, pgx.ErrTxClosed.Error())
 }
+
+func TestCreatedInNoTransaction(t *testing.T) {
+	t.Parallel()
+	s := schedulertest.New(t, newPool(t), scheduler.Config{})
+	const expected = "tx: expected a transaction, got nil"
+	requireFails(t, func(tb testing.TB) { schedulertest.Created(tb, schedulertest.InTx(s, nil), "a", scheduler.JobData{}) }, expected)
+	requireFails(t, func(tb testing.TB) {
+		schedulertest.Created(tb, schedulertest.InSQL(s, (*sql.Tx)(nil)), "a", scheduler.JobData{})
+	}, expected)
+}

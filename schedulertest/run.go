@@ -14,7 +14,8 @@ const mostDrained = 10_000
 // RunJob runs one attempt of this job as a run does, whatever is due before it,
 // and returns the job as it is after that. It fails the test if the job is not
 // due (see Advance), has no handler in Config.JobNames, is not pending or
-// failed, or is in a blocking queue behind another one. That the handler fails
+// failed, or is in a queue that is paused or in a blocking one behind another
+// job. That the handler fails
 // does not fail the test: look at Job.Status and Job.Errors.
 func RunJob(tb testing.TB, s *scheduler.Scheduler, id string) *scheduler.Job {
 	tb.Helper()
@@ -58,8 +59,10 @@ func drain(tb testing.TB, s *scheduler.Scheduler, most int) []*scheduler.Job {
 // gives it: the middleware, the timeout, the trace context, and the job as it is
 // in its next attempt. It returns what the handler returns. Nothing is stored,
 // so it works where a job can't be run: of a Fake, or created in a transaction
-// that the test rolls back. CompleteTx is refused in it. A job without a handler
-// in Config.JobNames fails the test.
+// that the test rolls back. CompleteTx is refused in it. What the handler tells
+// by SetProgress and Checkpoint is in job.Progress afterwards, and that is where
+// LoadCheckpoint finds a checkpoint: another call with this job goes on there. A
+// job without a handler in Config.JobNames fails the test.
 func CallHandler[S Source](tb testing.TB, of S, job *scheduler.Job) (result any, err error) {
 	tb.Helper()
 	var maker seam.Maker

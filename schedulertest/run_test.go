@@ -250,3 +250,62 @@ func TestCallHandler(t *testing.T) {
 		requireFails(t, func(tb testing.TB) { _, _ = test.call(tb, &scheduler.Job{ID: "?", Name: "nobodys"}) }, `"nobodys"`, "no handler")
 	}
 }
+
+// A run takes nothing from a queue that is paused, and neither does RunJob.
+func TestRunJobInAPausedQueue(t *testing.T) {
+	t.Parallel()
+	s := schedulertest.New(t, newPool(t), scheduler.Config{JobNames: scheduler.JobNames{"a": succeed}})
+	for _, queue := range []scheduler.JobQueue{scheduler.JobQueueDefault, scheduler.JobQueueBlocking} {
+		job := mustCreate(t, s, "a", scheduler.JobData{Queue: queue})
+		for _, paused := range []scheduler.JobQueue{queue, scheduler.JobQueueAll} {
+			require.NoError(t, s.PauseQueue(t.Context(), paused))
+			requireFails(t, func(tb testing.TB) { schedulertest.RunJob(tb, s, job.ID) }, job.ID, `its queue "`+string(queue)+`" is paused`, "ResumeQueue")
+			require.Empty(t, schedulertest.Drain(t, s))
+			require.NoError(t, s.ResumeQueue(t.Context(), paused))
+		}
+		require.Equal(t, scheduler.JobStatusSucceeded, schedulertest.RunJob(t, s, job.ID).Status)
+	}
+}
+
+// Without a database, a handler reports into the job and goes on from there.
+func TestCallHandlerThatReports(t *testing.T) {
+	t.Parallel()
+	kept := make(chan context.Context, 2)
+	fake := schedulertest.NewFake(t, scheduler.Config{JobNames: scheduler.JobNames{"a": func(ctx context.Context, _ *scheduler.Job) (any, error) {
+		kept <- ctx
+		next := 0
+		found, err := scheduler.LoadCheckpoint(ctx, &next)
+		if err != nil {
+			return nil, err
+		}
+		for ; next < 4; next++ {
+			if err := errors.Join(scheduler.SetProgress(ctx, 25*next, "row "+fmt.Sprint(next)), scheduler.Checkpoint(ctx, next)); err != nil {
+				return nil, err
+			}
+			var last int
+			if known, err := scheduler.LoadCheckpoint(ctx, &last); err != nil || !known || last != next {
+				return nil, fmt.Errorf("checkpoint %d, %t: %w", last, known, err)
+			}
+			if next == 2 && !found {
+				return nil, errors.New("again")
+			}
+		}
+		return found, scheduler.Checkpoint(ctx, nil)
+	}}})
+	job, err := fake.CreateJob(t.Context(), "a", scheduler.JobData{})
+	require.NoError(t, err)
+	_, err = schedulertest.CallHandler(t, fake, job)
+	require.EqualError(t, err, "again")
+	require.Equal(t, 50, job.Progress.Percent)
+	require.Equal(t, "row 2", job.Progress.Note)
+	require.JSONEq(t, "2", string(job.Progress.Checkpoint))
+	require.WithinDuration(t, time.Now(), job.Progress.At, time.Minute)
+	var input *scheduler.InputError
+	require.ErrorAs(t, scheduler.SetProgress(<-kept, 1, ""), &input, "its handler has returned")
+
+	found, err := schedulertest.CallHandler(t, fake, job)
+	require.NoError(t, err)
+	require.Equal(t, true, found)
+	require.Equal(t, 75, job.Progress.Percent)
+	require.Nil(t, job.Progress.Checkpoint)
+}
