@@ -161,16 +161,27 @@ func (m *modelTest) handle(ctx context.Context, p *testProcess, job *scheduler.J
 	if err := json.Unmarshal(job.Payload, &script); err != nil {
 		return nil, err
 	}
+	checkpoint := 0
+	if job.Owner != "" {
+		if _, err := scheduler.LoadCheckpoint(context.WithoutCancel(ctx), &checkpoint); err != nil {
+			return nil, err
+		}
+	}
 	m.mu.Lock()
 	m.calls[job.ID]++
-	does := script[min(m.calls[job.ID], len(script))-1]
+	call := m.calls[job.ID]
+	does := script[min(call, len(script))-1]
 	m.saw = append(m.saw, seen{
 		ID: job.ID, Attempt: job.Attempt, MaxAttempts: job.MaxAttempts, Errors: len(job.Errors), Last: job.LastAttempt(), Owner: job.Owner, Script: script,
+		Checkpoint: checkpoint,
 	})
 	m.mu.Unlock()
 	if slow, ok := ctx.Value(slowRunKey{}).(*slowRun); ok {
 		slow.begun <- struct{}{}
 		<-slow.release
+	}
+	if job.Owner != "" {
+		_ = scheduler.Checkpoint(ctx, call) // a job that was taken away takes none
 	}
 	switch does {
 	case succeeds:
@@ -215,6 +226,7 @@ type row struct {
 	Started, Finished    bool
 	Errors               int
 	Result, Script       string
+	Checkpoint           int
 	Owner, Key           string
 }
 
@@ -224,8 +236,13 @@ func rowOf(job *scheduler.Job) row {
 	text, _ := json.Marshal(script)
 	var result verdict
 	_ = json.Unmarshal(job.Result, &result)
+	checkpoint := 0
+	if job.Progress != nil {
+		_ = json.Unmarshal(job.Progress.Checkpoint, &checkpoint)
+	}
 	return row{
-		ID: job.ID, Name: job.Name, Queue: job.Queue, Priority: job.Priority, Status: job.Status, Attempt: job.Attempt, MaxAttempts: job.MaxAttempts,
+		Checkpoint: checkpoint,
+		ID:         job.ID, Name: job.Name, Queue: job.Queue, Priority: job.Priority, Status: job.Status, Attempt: job.Attempt, MaxAttempts: job.MaxAttempts,
 		Started: job.StartedAt != nil, Finished: job.FinishedAt != nil, Errors: len(job.Errors), Result: string(result), Script: string(text),
 		Owner: job.Owner, Key: job.UniqueKey,
 	}
@@ -234,7 +251,8 @@ func rowOf(job *scheduler.Job) row {
 func (j *modelJob) row() row {
 	text, _ := json.Marshal(j.script)
 	return row{
-		ID: j.id, Name: j.name, Queue: j.queue.name, Priority: j.priority, Status: j.status, Attempt: j.attempt, MaxAttempts: j.maxAttempts,
+		Checkpoint: j.checkpoint,
+		ID:         j.id, Name: j.name, Queue: j.queue.name, Priority: j.priority, Status: j.status, Attempt: j.attempt, MaxAttempts: j.maxAttempts,
 		Started: j.started, Finished: j.finished(), Errors: j.errors, Result: j.result, Script: string(text), Owner: j.owner, Key: j.key,
 	}
 }

@@ -21,7 +21,7 @@ func (m *modelTest) actions() map[string]func(*rapid.T) {
 	}{
 		{"create", 2, m.create}, {"batch", 3, m.createBatch}, {"tx", 1, m.createTx}, {"sql", 1, m.createInSQL},
 		{"run", 6, m.run}, {"run slowly", 2, m.runSlowly}, {"release", 2, m.release}, {"crash", 1, m.crash}, {"work", 1, m.work},
-		{"cancel", 2, m.cancel}, {"retry", 2, m.retry}, {"reschedule", 1, m.reschedule}, {"delete", 1, m.delete},
+		{"cancel", 2, m.cancel}, {"retry", 2, m.retry}, {"reschedule", 1, m.reschedule}, {"delete", 1, m.delete}, {"bulk", 3, m.bulk},
 		{"pause", 1, m.pause}, {"resume", 2, m.resume}, {"time", 3, m.moveTime},
 		{"clean up", 1, m.cleanUp}, {"migrate", 1, m.migrate}, {"list", 1, m.list},
 	} {

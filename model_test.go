@@ -44,6 +44,7 @@ type modelJob struct {
 	calls                int       // of its handler
 	errors               int
 	result               string
+	checkpoint           int // number of the call that made it; 0: none
 	owner, key           string
 	running              *modelCall // nil: it is not
 	cancelling           bool
@@ -53,9 +54,13 @@ type modelJob struct {
 type modelCall struct {
 	job     *modelJob
 	process *modelProcess
+	number  int // of the job's calls
 	seen    seen
 	verdict verdict
 }
+
+// checkpoints: the handlers of jobs that somebody owns do so before they return.
+func (c *modelCall) checkpoints() bool { return c.seen.Owner != "" }
 
 // modelProcess is who runs jobs.
 type modelProcess struct {
@@ -67,6 +72,7 @@ type modelProcess struct {
 type seen struct {
 	ID                           string
 	Attempt, MaxAttempts, Errors int
+	Checkpoint                   int
 	Last                         bool
 	Owner                        string
 	Script                       []verdict
@@ -121,6 +127,7 @@ func (m *model) create(job scheduler.NewJob) (j *modelJob, duplicate bool) {
 	if other := m.keys[key]; key.key != "" && other != nil && (!other.finished() || other.createdAt.After(m.now.Add(-job.UniqueFor))) {
 		if job.OnDuplicate == scheduler.DuplicateReplace && other.status == scheduler.JobStatusPending && other.attempt == 0 {
 			other.script, other.runAt, other.owner = job.Payload.([]verdict), runAt, job.Owner
+			other.checkpoint = 0
 		}
 		return other, true
 	}
@@ -167,9 +174,12 @@ func (m *model) start(p *modelProcess, j *modelJob) *modelCall {
 	j.status, j.started = scheduler.JobStatusRunning, true
 	j.attempt++
 	j.calls++
-	call := &modelCall{job: j, process: p, verdict: j.verdict(), seen: seen{
+	call := &modelCall{job: j, process: p, number: j.calls, verdict: j.verdict(), seen: seen{
 		ID: j.id, Attempt: j.attempt, MaxAttempts: j.maxAttempts, Errors: j.errors, Last: j.attempt == j.maxAttempts, Owner: j.owner, Script: j.script,
 	}}
+	if call.checkpoints() {
+		call.seen.Checkpoint = j.checkpoint
+	}
 	j.running = call
 	if j.queue.blocking {
 		j.queue.head = j
@@ -183,6 +193,9 @@ func (m *model) finish(call *modelCall) scheduler.JobStatus {
 	j := call.job
 	if j.running != call {
 		return scheduler.JobStatusRunning
+	}
+	if call.checkpoints() {
+		j.checkpoint = call.number
 	}
 	cancelling := j.cancelling
 	j.running, j.cancelling = nil, false
