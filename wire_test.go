@@ -31,6 +31,9 @@ type wire struct {
 }
 
 func (w *wire) Read(p []byte) (int, error) {
+	if w.cut.Load() {
+		return 0, errCut // whoever closes it waits for the end, with a deadline of its own
+	}
 	n, err := w.Conn.Read(p)
 	if w.cut.Load() {
 		return 0, errCut
