@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -71,8 +73,15 @@ func newDatabase(t *testing.T) (url string) {
 func administer(tb testing.TB, statement string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), patience)
 	defer cancel()
-	_, err := shared.admin.Exec(ctx, statement, pgx.QueryExecModeSimpleProtocol)
-	require.NoError(tb, err)
+	for {
+		_, err := shared.admin.Exec(ctx, statement, pgx.QueryExecModeSimpleProtocol)
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Code == "40P01" {
+			continue // with the last statement of a process that was killed
+		}
+		require.NoError(tb, err)
+		return
+	}
 }
 
 // newScheduler makes a Scheduler in a migrated schema of its own, with the
