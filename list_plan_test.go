@@ -14,11 +14,10 @@ import (
 )
 
 const (
-	deadJobs   = 30
-	listedJobs = 200_000
-	rareJobs   = listedJobs / 1000 // of the owner ada
-	looked     = 100 * 51          // how many of the newest jobs are looked through for a page of 50
-	onPage     = 51                // a page, and one more
+	deadJobs = 30
+	rareJobs = finishedJobs / 1000 // of the owner ada
+	looked   = 100 * 51            // how many of the newest jobs are looked through for a page of 50
+	onPage   = 51                  // a page, and one more
 )
 
 // lookups are what people look at. Jobs on the page are read by their ids.
@@ -93,7 +92,7 @@ func TestPlansOfLists(t *testing.T) {
 		SELECT (left(scheduler.first_id_after(created_at)::text, 14) || '7' || right(gen_random_uuid()::text, 21))::uuid, 'short',
 			'succeeded', NULL, created_at, created_at, created_at, '1', 1, 1,
 			CASE WHEN i % 1000 = 0 THEN '{"owner": "ada", "tags": ["rare", "frequent"]}'::jsonb WHEN i % 20 = 0 THEN '{"tags": ["frequent"]}' END
-		FROM generate_series(1, $1::int) AS i, LATERAL (SELECT now() - interval '6 days' + i * interval '2.5 seconds' AS created_at) AS c`, listedJobs)
+		FROM generate_series(1, $1::int) AS i, LATERAL (SELECT now() - interval '6 days' + i * interval '2.5 seconds' AS created_at) AS c`, finishedJobs)
 	check := func(title string, p *planTest) {
 		for _, look := range lookups {
 			t.Run(title+"/"+look.title, func(t *testing.T) {

@@ -59,7 +59,9 @@ type modelCall struct {
 	verdict verdict
 }
 
-// checkpoints: the handlers of jobs that somebody owns do so before they return.
+// checkpoints: the handlers of jobs that somebody owns do so before they return;
+// but for those that call CompleteTx, after which it is written too late to wait
+// for it.
 func (c *modelCall) checkpoints() bool { return c.seen.Owner != "" }
 
 // modelProcess is who runs jobs.
@@ -194,7 +196,7 @@ func (m *model) finish(call *modelCall) scheduler.JobStatus {
 	if j.running != call {
 		return scheduler.JobStatusRunning
 	}
-	if call.checkpoints() {
+	if call.checkpoints() && call.verdict != completes {
 		j.checkpoint = call.number
 	}
 	cancelling := j.cancelling

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	finishedJobs = 60_000
+	finishedJobs = 200_000
 	pendingJobs  = 30_000 // due tomorrow
 	failedJobs   = 500    // waiting for their backoff
 	runningJobs  = 20     // of another process
