@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-const completeSQL = `SELECT {{schema}}.complete($1::text::uuid, $2::int, $3::text)`
+const completeSQL = `SELECT {{schema}}.complete($1::text::uuid, $2::int, $3::text), pg_catalog.pg_current_xact_id()::text`
 
 // CompleteTx records, inside the handler's own transaction, that its job has
 // succeeded with this result (as JSON of at most 1 MiB), so that the success and
@@ -57,7 +57,8 @@ func (s *Scheduler) completeTx(ctx context.Context, tx pgx.Tx, job *Job, result 
 		return badInput("job", "%s: its handler has returned: expected a call before that", job.ID)
 	}
 	var recorded *bool
-	err = tx.QueryRow(ctx, s.sql(completeSQL), job.ID, a.job.claims, text).Scan(&recorded)
+	record := completed{result: text}
+	err = tx.QueryRow(ctx, s.sql(completeSQL), job.ID, a.job.claims, text).Scan(&recorded, &record.transaction)
 	var pg *pgconn.PgError
 	switch {
 	case errors.As(err, &pg) && pg.Code == "55P03":
@@ -69,6 +70,7 @@ func (s *Scheduler) completeTx(ctx context.Context, tx pgx.Tx, job *Job, result 
 	case !*recorded:
 		return badInput("job", "%s: it is completed already: expected one call", job.ID)
 	}
+	a.completion.last.Store(&record)
 	return nil
 }
 
@@ -95,7 +97,16 @@ func (s *Scheduler) completable(ctx context.Context, tx pgx.Tx, job *Job) (*atte
 
 // completion says whether the handler of an attempt has called CompleteTx, and
 // whether it still may.
-type completion struct{ state atomic.Int32 }
+type completion struct {
+	state atomic.Int32
+	last  atomic.Pointer[completed] // by the last call that recorded something; nil: none has
+}
+
+// completed is what a call of CompleteTx has recorded, if its transaction commits.
+type completed struct {
+	transaction string // its id, as the database knows it
+	result      string // JSON
+}
 
 const (
 	completionNone  = iota // not called
@@ -124,7 +135,7 @@ func (s *Scheduler) verdict(a *attempt, out *outcome, result any, err error, int
 		out.completes = true
 	}
 	if out.completes {
-		if s.completed(out) {
+		if s.isCompleted(a, out) {
 			if err != nil {
 				s.config.Logger.Warn("scheduler: a handler returned an error after its job was completed by CompleteTx",
 					"job", a.job.ID, "name", a.job.Name, "error", err)
@@ -158,22 +169,27 @@ func (s *Scheduler) record(a *attempt, out *outcome) {
 		}
 		s.finish([]*outcome{out})
 		if out.dropped {
-			s.completed(out) // the transaction has committed since
+			s.isCompleted(a, out) // the transaction has committed since
 		}
 		out.written = true
 		s.finisher.add(s, out)
 	}()
 }
 
+// completedSQL: a job that has succeeded may be deleted. Then it is enough that the
+// transaction has committed, as nobody can delete one that is running.
 const completedSQL = `
-SELECT result FROM {{schema}}.jobs WHERE id = $1::text::uuid AND claims = $2::int AND status = 'succeeded'`
+SELECT coalesce(
+    (SELECT j.result::text FROM {{schema}}.jobs j WHERE j.id = $1::text::uuid AND j.claims = $2::int AND j.status = 'succeeded'),
+    CASE WHEN NOT EXISTS (SELECT FROM {{schema}}.jobs j WHERE j.id = $1::text::uuid) AND pg_catalog.pg_xact_status(nullif($3::text, '')::xid8) = 'committed'
+        THEN $4::text END)`
 
-// completed says whether CompleteTx has recorded that this attempt succeeded,
+// isCompleted says whether CompleteTx has recorded that this attempt succeeded,
 // and if so it is the outcome. It asks for as long as it takes, as finish does.
-func (s *Scheduler) completed(out *outcome) bool {
+func (s *Scheduler) isCompleted(a *attempt, out *outcome) bool {
 	wait := 50 * time.Millisecond
 	for {
-		result, err := s.completedResult(out.job)
+		result, err := s.completedResult(a)
 		if err == nil {
 			if result == nil {
 				return false
@@ -194,17 +210,13 @@ func (s *Scheduler) completed(out *outcome) bool {
 
 // completedResult is the result with which CompleteTx has recorded the attempt;
 // nil if it has not.
-func (s *Scheduler) completedResult(job *Job) (*string, error) {
+func (s *Scheduler) completedResult(a *attempt) (result *string, err error) {
+	var last completed
+	if p := a.completion.last.Load(); p != nil {
+		last = *p
+	}
 	ctx, cancel := context.WithTimeout(s.gone, claimTimeout)
 	defer cancel()
-	var result []byte
-	err := s.pool.QueryRow(ctx, s.sql(completedSQL), uuid.UUID(job.key.Bytes).String(), job.claims).Scan(&result)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	text := string(result)
-	return &text, nil
+	err = s.pool.QueryRow(ctx, s.sql(completedSQL), uuid.UUID(a.job.key.Bytes).String(), a.job.claims, last.transaction, last.result).Scan(&result)
+	return result, err
 }
