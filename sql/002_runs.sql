@@ -179,19 +179,18 @@ END
 $$;
 
 -- Hands back what runs under a lease without its holder's knowing, who holds
--- these ids: a claim took it whose answer was lost. Returns how many those were.
-CREATE FUNCTION {{schema}}.hand_back(lease uuid, held uuid[]) RETURNS bigint
+-- these ids: a claim took it whose answer was lost. Returns the jobs as they are
+-- then: those that were called off are cancelled.
+CREATE FUNCTION {{schema}}.hand_back(lease uuid, held uuid[]) RETURNS SETOF {{schema}}.jobs
 LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
-    WITH back AS (
-        UPDATE {{schema}}.jobs j
-        SET status = CASE WHEN j.cancelling THEN 'cancelled' ELSE 'pending' END,
-            lane = CASE WHEN j.cancelling IS NULL THEN 3 * j.priority END,
-            finished_at = CASE WHEN j.cancelling THEN now() END,
-            lease_id = NULL, cancelling = NULL, attempt = CASE WHEN j.cancelling THEN j.attempt ELSE greatest(j.attempt - 1, 0) END,
-            errors = CASE WHEN j.cancelling THEN {{schema}}.with_error(j.errors, j.attempt, 'job cancelled') ELSE j.errors END
-        WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = hand_back.lease AND NOT j.id = ANY (hand_back.held)
-        RETURNING 1)
-    SELECT count(*) FROM back
+    UPDATE {{schema}}.jobs j
+    SET status = CASE WHEN j.cancelling THEN 'cancelled' ELSE 'pending' END,
+        lane = CASE WHEN j.cancelling IS NULL THEN 3 * j.priority END,
+        finished_at = CASE WHEN j.cancelling THEN now() END,
+        lease_id = NULL, cancelling = NULL, attempt = CASE WHEN j.cancelling THEN j.attempt ELSE greatest(j.attempt - 1, 0) END,
+        errors = CASE WHEN j.cancelling THEN {{schema}}.with_error(j.errors, j.attempt, 'job cancelled') ELSE j.errors END
+    WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = hand_back.lease AND NOT j.id = ANY (hand_back.held)
+    RETURNING j.*
 $$;
 
 -- Deletes a lease at the end of its process. One that has jobs all the same, by
@@ -331,7 +330,8 @@ BEGIN
     SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = claim_blocking.queue FOR UPDATE;
     IF NOT FOUND THEN
         INSERT INTO {{schema}}.queues (name, base, skip_failed, paused)
-        SELECT claim_blocking.queue, 'blocking', claim_blocking.skip_failed, a.paused FROM {{schema}}.all_queues a ON CONFLICT DO NOTHING;
+        SELECT claim_blocking.queue, 'blocking', claim_blocking.skip_failed, a.paused FROM {{schema}}.all_queues a FOR SHARE
+        ON CONFLICT DO NOTHING; -- the lock: until the commit, a pause of all queues waits for this one
         SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = claim_blocking.queue FOR UPDATE;
     END IF;
     IF v_queue.paused THEN

@@ -30,7 +30,9 @@ END
 $$;
 
 -- Returns the queues that were not so before. For all of them it takes the lock
--- of Migrate: a queue that is just being declared is among them.
+-- of Migrate, and that of the row which others read when they add a queue: one
+-- that is just being added is among them. Queues are locked in the order in which
+-- Migrate and prioritize do that.
 CREATE FUNCTION {{schema}}.set_paused(operation text, queue text, paused boolean) RETURNS text[]
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
@@ -39,7 +41,7 @@ DECLARE
 BEGIN
     IF v_queue = '*' THEN
         PERFORM pg_advisory_xact_lock(hashtextextended('{{schema_name}}', 7041973));
-        UPDATE {{schema}}.all_queues a SET paused = set_paused.paused WHERE a.paused <> set_paused.paused;
+        UPDATE {{schema}}.all_queues a SET paused = set_paused.paused;
     ELSIF v_queue = 'failed' THEN
         RAISE EXCEPTION '%: queue ''failed'' is a view of the failed jobs of ''default'', not a place: expected ''default''', operation
             USING ERRCODE = 'invalid_parameter_value';
@@ -49,7 +51,8 @@ BEGIN
             USING ERRCODE = 'undefined_object', HINT = 'Declare it in Config.Queues and call Migrate.';
     END IF;
     v_changed := ARRAY(
-        SELECT q.name FROM {{schema}}.queues q WHERE v_queue IN (q.name, '*') AND q.paused <> set_paused.paused ORDER BY q.name FOR NO KEY UPDATE);
+        SELECT q.name FROM {{schema}}.queues q WHERE v_queue IN (q.name, '*') AND q.paused <> set_paused.paused
+        ORDER BY q.name COLLATE "C" FOR NO KEY UPDATE);
     UPDATE {{schema}}.queues q SET paused = set_paused.paused WHERE q.name = ANY (v_changed);
     RETURN v_changed;
 END
@@ -64,7 +67,7 @@ LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
     v_queue text;
 BEGIN
-    FOR v_queue IN SELECT q.name FROM {{schema}}.queues q WHERE await_claims.queue IN (q.name, '*') ORDER BY q.name LOOP
+    FOR v_queue IN SELECT q.name FROM {{schema}}.queues q WHERE await_claims.queue IN (q.name, '*') ORDER BY q.name COLLATE "C" LOOP
         PERFORM pg_advisory_xact_lock(hashtextextended('{{schema_name}}.' || v_queue, 7041974));
     END LOOP;
 END

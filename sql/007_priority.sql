@@ -4,13 +4,22 @@
 -- Notes that these queues get jobs of a priority other than 0: from then on,
 -- claims look for those. It is part of the transaction that creates the first
 -- such job; a queue's row that has the note is not locked again. The order keeps
--- two creations from waiting for each other.
+-- two creations, or one and Migrate, from waiting for each other. Whether all
+-- queues are paused stays so until the commit, as one that is added here must be too.
 CREATE FUNCTION {{schema}}.prioritize(queues text[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
+DECLARE
+    v_queues text[] := ARRAY(
+        SELECT DISTINCT n.name COLLATE "C" FROM unnest(prioritize.queues) AS n (name)
+        WHERE NOT EXISTS (SELECT FROM {{schema}}.queues p WHERE p.name = n.name AND p.prioritized) ORDER BY 1);
+    v_paused boolean;
 BEGIN
+    IF v_queues = '{}' THEN
+        RETURN;
+    END IF;
+    SELECT a.paused INTO v_paused FROM {{schema}}.all_queues a FOR SHARE;
     INSERT INTO {{schema}}.queues AS q (name, prioritized, paused)
-        SELECT DISTINCT n.name, true, a.paused FROM unnest(prioritize.queues) AS n (name), {{schema}}.all_queues a
-        WHERE NOT EXISTS (SELECT FROM {{schema}}.queues p WHERE p.name = n.name AND p.prioritized) ORDER BY n.name
+        SELECT n.name, true, v_paused FROM unnest(v_queues) WITH ORDINALITY AS n (name, place) ORDER BY n.place
     ON CONFLICT ON CONSTRAINT queues_pkey DO UPDATE SET prioritized = true WHERE NOT q.prioritized;
 END
 $$;
