@@ -252,7 +252,9 @@ func (s *Scheduler) suspect() {
 	}
 }
 
-const handBackSQL = `SELECT {{schema}}.hand_back($1::text::uuid, $2::uuid[])`
+const handBackSQL = `
+SELECT ` + takenBackColumns + `
+FROM {{schema}}.hand_back($1::text::uuid, $2::uuid[])`
 
 // reconcile hands back jobs that a claim took without our getting to know,
 // because the connection was lost before the answer. They are running under
@@ -268,8 +270,12 @@ func (s *Scheduler) reconcile(ctx context.Context) {
 	id, held := s.lease.holdings()
 	ctx, cancel := context.WithTimeout(ctx, s.config.Lease/3)
 	defer cancel()
-	var n int
-	if err := s.pool.QueryRow(ctx, s.sql(handBackSQL), id, held).Scan(&n); err != nil {
+	n, err := s.takeBack(ctx, func(job *Job) {
+		if job.Status == JobStatusCancelled {
+			s.tellCancelled(job)
+		}
+	}, handBackSQL, id, held)
+	if err != nil {
 		s.config.Logger.Warn("scheduler: can't look for lost claims", "error", err)
 		return
 	}
@@ -336,7 +342,7 @@ FROM {{schema}}.rescue()`
 // rescue takes back what processes that are gone were running, and returns how
 // many jobs those were.
 func (s *Scheduler) rescue(ctx context.Context) (int, error) {
-	return s.takeBack(ctx, rescueSQL)
+	return s.rescueBy(ctx, rescueSQL)
 }
 
 const beginRunSQL = `
@@ -346,32 +352,40 @@ FROM {{schema}}.begin_run($1::text)`
 // beginRun is rescue at the begin of a run, from which on a created job asks
 // for another one.
 func (s *Scheduler) beginRun(ctx context.Context, q *queue) error {
-	_, err := s.takeBack(ctx, beginRunSQL, string(q.name))
+	_, err := s.rescueBy(ctx, beginRunSQL, string(q.name))
 	return err
 }
 
-// takeBack tells of the jobs that a query returns because they were rescued.
-func (s *Scheduler) takeBack(ctx context.Context, sql string, args ...any) (int, error) {
+// rescueBy tells of the jobs that a query returns because they were rescued.
+func (s *Scheduler) rescueBy(ctx context.Context, sql string, args ...any) (int, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
 	defer cancel()
+	n, err := s.takeBack(ctx, func(job *Job) {
+		s.config.Logger.Warn("scheduler: rescued a job whose process was lost",
+			"job", job.ID, "name", job.Name, "attempt", job.Attempt, "status", job.Status)
+		s.tellRescued(job)
+	}, sql, args...)
+	if err != nil {
+		return n, fmt.Errorf("rescue jobs: %w", explained(err))
+	}
+	return n, nil
+}
+
+// takeBack tells of the jobs that a query has taken back, one at a time: together
+// they may be large.
+func (s *Scheduler) takeBack(ctx context.Context, tell func(*Job), sql string, args ...any) (n int, err error) {
 	rows, err := s.pool.Query(ctx, s.sql(sql), args...)
 	if err != nil {
-		return 0, fmt.Errorf("rescue jobs: %w", explained(err))
+		return 0, err
 	}
 	defer rows.Close()
-	rescued := 0
 	for rows.Next() {
 		job := &Job{}
 		if err := job.scan(rows); err != nil && rows.Err() != nil {
 			break // else something in it was written by hand
 		}
-		rescued++
-		s.config.Logger.Warn("scheduler: rescued a job whose process was lost",
-			"job", job.ID, "name", job.Name, "attempt", job.Attempt, "status", job.Status)
-		s.tellRescued(job)
+		n++
+		tell(job)
 	}
-	if err := rows.Err(); err != nil {
-		return rescued, fmt.Errorf("rescue jobs: %w", explained(err))
-	}
-	return rescued, nil
+	return n, rows.Err()
 }

@@ -233,7 +233,7 @@ func (s *Scheduler) tryFinish(batch []*outcome) error {
 	for _, o := range batch {
 		cancelled, other := others[o.job.key]
 		if o.dropped = other && !cancelled; cancelled {
-			o.status, o.handed, o.delay = JobStatusCancelled, false, nil
+			o.status, o.handed, o.delay, o.refund = JobStatusCancelled, false, nil, 0
 		}
 	}
 	return nil

@@ -35,6 +35,7 @@ type Job struct {
 	Queue       JobQueue        `json:"queue"`
 	Priority    int             `json:"priority"` // lower goes first
 	Status      JobStatus       `json:"status"`
+	Cancelling  bool            `json:"cancelling"` // true while the job runs and was called off
 	Payload     json.RawMessage `json:"payload"`
 	Result      json.RawMessage `json:"result"` // what the handler returned; nil until the job has succeeded
 	RunAt       time.Time       `json:"run_at"` // when it is due, or due again
@@ -112,7 +113,7 @@ func isBadData(code string) bool { return len(code) == 5 && (code[:2] == "22" ||
 const jobColumns = rowColumns + `, ` + progressColumn
 
 const rowColumns = `id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
-    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes, priority`
+    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes, priority, cancelling IS TRUE`
 
 const getJobSQL = `
 SELECT ` + jobColumns + `
@@ -148,7 +149,7 @@ func (j *Job) scan(row pgx.Row, more ...any) error {
 	var failures, attributes, progress []byte
 	var timeoutMS int64
 	columns := []any{&j.ID, &j.Name, &j.Queue, &j.Status, (*[]byte)(&j.Payload), (*[]byte)(&j.Result), &j.RunAt, &j.CreatedAt,
-		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes, &j.Priority, &progress}
+		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes, &j.Priority, &j.Cancelling, &progress}
 	err := row.Scan(append(columns, more...)...)
 	if err != nil {
 		return err
