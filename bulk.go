@@ -55,7 +55,8 @@ func (s *Scheduler) CancelJobs(ctx context.Context, filter JobFilter) (int, erro
 // What becomes dead again is found again. Limit, what is passed over, and the
 // errors are as for CancelJobs; jobs that have used up 1,000 attempts are passed
 // over too. In a blocking queue, those of one call keep the order in which they
-// were created.
+// were created. The error is ErrJobLocked if another transaction holds the
+// UniqueKey of one of them.
 func (s *Scheduler) RetryJobs(ctx context.Context, filter JobFilter) (int, error) {
 	return s.controlAll(ctx, retryBulk, filter, nil)
 }
@@ -91,7 +92,7 @@ func (s *Scheduler) controlAll(ctx context.Context, b bulk, filter JobFilter, ru
 	}
 	n, cancelled, err := s.controlListed(ctx, b, list, runAt)
 	if err != nil {
-		return 0, fmt.Errorf("%s jobs: %w", b.action, explained(err))
+		return 0, fmt.Errorf("%s jobs: %w", b.action, lockedOrExplained(err))
 	}
 	if len(cancelled) > 0 && s.config.Observer != nil {
 		s.tellAllCancelled(ctx, cancelled)

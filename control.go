@@ -21,8 +21,8 @@ const cancelJobSQL = controlSQL + `cancel_job($1::text::uuid)`
 // CancelJob calls a job off, and returns it as it is then. A pending or failed
 // one is cancelled at once; in a blocking queue, the next one may go.
 //
-// A running one is still running when CancelJob returns. In whatever process
-// that is, the context of its handler ends within about a second, with the
+// A running one is still running when CancelJob returns, and Job.Cancelling says
+// so. In whatever process that is, the context of its handler ends within about a second, with the
 // cause ErrJobCancelled. When the handler returns an error, or asks for a later
 // run, or the process is lost, the job is cancelled and never rerun; if it
 // succeeds in spite of that, its work is done and the job succeeded. Until then
@@ -30,7 +30,8 @@ const cancelJobSQL = controlSQL + `cancel_job($1::text::uuid)`
 //
 // A job that is finished stays as it is, which is no error, and so does one that
 // was cancelled before. The error is ErrJobNotFound if there is no job with this
-// id.
+// id, and ErrJobLocked if another transaction holds it, as those of the other
+// functions for one job may be too.
 func (s *Scheduler) CancelJob(ctx context.Context, id string) (*Job, error) {
 	job, err := s.control(ctx, cancelJobSQL, id)
 	if err != nil {
@@ -112,7 +113,7 @@ func (s *Scheduler) control(ctx context.Context, sql, id string, more ...any) (*
 	case errors.As(err, &pg) && pg.Code == "55000": // object_not_in_prerequisite_state
 		return nil, fmt.Errorf("%w: %s", ErrJobState, pg.Message)
 	case err != nil:
-		return nil, explained(err)
+		return nil, lockedOrExplained(err)
 	}
 	if cancelled {
 		s.tellCancelled(job)
@@ -121,6 +122,14 @@ func (s *Scheduler) control(ctx context.Context, sql, id string, more ...any) (*
 	// listens. The poll knows what is due.
 	s.resident.alarm.in(0)
 	return job, nil
+}
+
+// lockedOrExplained is explained for what waits for locks.
+func lockedOrExplained(err error) error {
+	if sqlState(err) == "55P03" { // lock_not_available
+		return fmt.Errorf("%w: %w", ErrJobLocked, err)
+	}
+	return explained(err)
 }
 
 const (

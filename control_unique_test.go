@@ -1,10 +1,12 @@
 package scheduler_test
 
 import (
+	"context"
 	"errors"
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -108,4 +110,77 @@ func TestRetryJobsTakesKeysThatAreFree(t *testing.T) {
 	}
 	u.requireDuplicate(t, mustGet(t, u.Scheduler, newer), scheduler.JobData{UniqueKey: "twice"})
 	u.requireDuplicate(t, holder, scheduler.JobData{UniqueKey: "taken"})
+}
+
+// Keys that are of no use are let go of before others are waited for, so that
+// nobody can wait for them the other way round.
+func TestLaterPagesOfARetryHoldNoKeys(t *testing.T) {
+	t.Parallel()
+	u := newUniqueTest(t)
+	for _, key := range []string{"first", "second"} {
+		mustCancel(t, u.Scheduler, mustCreate(t, u.Scheduler, "a", scheduler.JobData{UniqueKey: key, Owner: "ada"}).ID)
+	}
+	u.requireNew(t, "a", scheduler.JobData{UniqueKey: "second"}) // so the newest can't be retried
+	tx, err := u.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	mustExec(t, tx, "SELECT FROM "+u.schema+".lock_keys('{a}', '{first}')")
+	retried := make(chan error, 1)
+	go func() {
+		_, err := u.other.RetryJobs(t.Context(), scheduler.JobFilter{Owner: "ada", Statuses: []scheduler.JobStatus{"cancelled"}, Limit: 1})
+		retried <- err
+	}()
+	waitBlocked(t, u.pool, u.name)
+	mustExec(t, tx, "SET LOCAL lock_timeout = '100ms'")
+	mustExec(t, tx, "SELECT FROM "+u.schema+".lock_keys('{a}', '{second}')")
+	require.NoError(t, tx.Commit(t.Context()))
+	require.NoError(t, await(t, retried))
+	require.Equal(t, 2, mustQuery[int](t, u.pool, "SELECT count(*) FROM "+u.schema+".jobs WHERE status = 'pending'"))
+}
+
+// UniqueFor counts from the creation of the job that was created last. An older
+// one that is retried comes first, until it is finished again.
+func TestARetriedJobDoesNotHideANewerOne(t *testing.T) {
+	t.Parallel()
+	u := newUniqueTest(t)
+	data := scheduler.JobData{UniqueKey: "k", UniqueFor: time.Hour}
+	older := mustCreate(t, u.Scheduler, "a", data)
+	mustCancel(t, u.Scheduler, older.ID)
+	mustExec(t, u.pool, "UPDATE "+u.schema+".jobs SET created_at = created_at - interval '2 hours'")
+	newer := u.requireNew(t, "a", data)
+	mustCancel(t, u.Scheduler, newer.ID)
+	u.requireDuplicate(t, newer, data)
+
+	retries := map[string]func(id string){
+		"by id": func(id string) { mustRetry(t, u.Scheduler, id) },
+		"by filter": func(string) {
+			at := mustGet(t, u.Scheduler, newer.ID).CreatedAt
+			require.Equal(t, 1, mustBulk(t, "retry jobs", u.Scheduler, scheduler.JobFilter{CreatedBefore: at, Statuses: []scheduler.JobStatus{"cancelled"}}))
+		},
+	}
+	for name, retry := range retries {
+		retry(older.ID)
+		u.requireDuplicate(t, older, data)
+		_, err := u.RetryJob(t.Context(), newer.ID)
+		require.ErrorIs(t, err, scheduler.ErrJobState, name)
+		require.ErrorContains(t, err, older.ID, name)
+		mustExec(t, u.pool, "SELECT "+u.schema+".clean_up()") // looks at keys too
+		u.requireDuplicate(t, older, data)
+		mustCancel(t, u.Scheduler, older.ID)
+		u.requireDuplicate(t, newer, data)
+	}
+
+	// The newer one itself, too.
+	mustRetry(t, u.Scheduler, newer.ID)
+	u.requireDuplicate(t, newer, data)
+	mustCancel(t, u.Scheduler, newer.ID)
+	u.requireDuplicate(t, newer, data)
+
+	// Where it is gone, the older one that is retried still has the key.
+	mustRetry(t, u.Scheduler, older.ID)
+	require.NoError(t, u.DeleteJob(t.Context(), newer.ID))
+	mustExec(t, u.pool, "SELECT "+u.schema+".clean_up()")
+	u.requireDuplicate(t, older, data)
+	mustCancel(t, u.Scheduler, older.ID)
+	u.requireNew(t, "a", data)
 }

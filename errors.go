@@ -13,6 +13,10 @@ var (
 	// ErrJobState says that a job's status does not allow what was asked for:
 	// only some can be retried, rescheduled or deleted. Nothing was changed.
 	ErrJobState = errors.New("wrong job state")
+	// ErrJobLocked says that another transaction, such as that of its handler after
+	// CompleteTx, holds the job for more than three seconds. Nothing was changed:
+	// try again.
+	ErrJobLocked = errors.New("job locked")
 	// ErrInvalidInput says that something handed in can't be used. Nothing was
 	// stored. The error is an *InputError, which names the field.
 	ErrInvalidInput = errors.New("invalid input")

@@ -38,6 +38,9 @@ import (
 //
 // A creation keeps the header traceparent, see WithTraceparent.
 //
+// A cancellation or a retry answers 503 while another transaction holds the job,
+// see ErrJobLocked.
+//
 // Every call needs "Authorization: Bearer <token>" with one of Config.Tokens;
 // Config.Authorize may decide in place of it for all but runs.
 //

@@ -53,7 +53,7 @@ type JobPage struct {
 const (
 	defaultPage   = 50
 	mostPage      = 1000
-	mostPageBytes = 16 << 20 // of what is in the jobs: a page ends there before its limit
+	mostPageBytes = 16 << 20 // of their payloads, results and errors: a page ends there before its limit
 	mostListed    = 100
 )
 
@@ -86,31 +86,28 @@ func (s *Scheduler) ListJobs(ctx context.Context, filter JobFilter) (JobPage, er
 }
 
 const listJobsSQL = `
-SELECT ` + jobColumns + `
-FROM {{schema}}.list_jobs($1::text[], $2::text[], $3::text[], $4::text::jsonb, $5::timestamptz, $6::timestamptz, $7::text::uuid, $8::int)
+SELECT ` + jobColumns + `, ends
+FROM {{schema}}.list_jobs($1::text[], $2::text[], $3::text[], $4::text::jsonb, $5::timestamptz, $6::timestamptz, $7::text::uuid, $8::int, $9::int) AS l,
+    LATERAL (SELECT (l.job).*) AS j
 ORDER BY id DESC`
 
-// readPage asks for one job more than the page has, to know whether there is a
-// next page.
+// readPage gets one job more than the page has, if there is a next page.
 func (s *Scheduler) readPage(ctx context.Context, list *listing) (page JobPage, err error) {
 	page.Jobs = []*Job{}
 	rows, err := s.pool.Query(ctx, s.sql(listJobsSQL), list.statuses, list.queues, list.names, list.attributes,
-		list.createdAfter, list.createdBefore, list.before, list.limit+1)
+		list.createdAfter, list.createdBefore, list.before, list.limit, mostPageBytes)
 	if err != nil {
 		return page, err
 	}
 	defer rows.Close()
-	for size := 0; rows.Next(); {
-		if n := len(page.Jobs); n == list.limit || size > mostPageBytes {
-			page.Next, err = encodeCursor(page.Jobs[n-1].ID)
-			rows.Close()
+	for rows.Next() {
+		job, ends := &Job{}, false
+		if err := job.scan(rows, &ends); err != nil {
 			return page, err
 		}
-		for _, value := range rows.RawValues() {
-			size += len(value)
-		}
-		job := &Job{}
-		if err := job.scan(rows); err != nil {
+		if n := len(page.Jobs); n == list.limit || ends {
+			page.Next, err = encodeCursor(page.Jobs[n-1].ID)
+			rows.Close()
 			return page, err
 		}
 		page.Jobs = append(page.Jobs, job)

@@ -100,9 +100,7 @@ func TestPlansOfLists(t *testing.T) {
 				require.Equal(t, look.found, look.do(t, p))
 				used, rows, texts := map[string]bool{}, 0, p.record(t, look.asks)
 				for _, text := range texts {
-					var statement struct{ Plan planNode }
-					require.NoError(t, json.Unmarshal([]byte(text), &statement))
-					for _, scan := range statement.Plan.scans() {
+					for _, scan := range planOf(t, text).scans() {
 						for _, index := range indexesOf(scan) {
 							require.Contains(t, look.indexes, index, "the index of a %s:\n%s", scan.Type, text)
 							used[index] = true
@@ -119,6 +117,12 @@ func TestPlansOfLists(t *testing.T) {
 	check("fresh", newPlanTest(t, url, "force_custom_plan"))
 	mustExec(t, early.aside, "VACUUM ANALYZE scheduler.jobs")
 	check("analyzed", newPlanTest(t, url, "force_generic_plan"))
+}
+
+func planOf(t *testing.T, text string) planNode {
+	var statement struct{ Plan planNode }
+	require.NoError(t, json.Unmarshal([]byte(text), &statement))
+	return statement.Plan
 }
 
 // indexesOf are those by which a scan goes: several, if their bitmaps are put

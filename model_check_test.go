@@ -113,7 +113,7 @@ func newModelTest(t *rapid.T, pool *pgxpool.Pool, schema string) *modelTest {
 		UPDATE `+schema+`.clean_up_state SET last_id = DEFAULT, last_name = '', last_key = ''`, pgx.QueryExecModeSimpleProtocol)
 	require.NoError(t, err)
 	m := &modelTest{pool: pool, schema: schema, calls: map[string]int{}}
-	m.model = &model{keys: map[modelKey]*modelJob{}, queues: map[scheduler.JobQueue]*modelQueue{}}
+	m.model = &model{keys: map[modelKey]*modelHolders{}, queues: map[scheduler.JobQueue]*modelQueue{}}
 	for _, q := range []modelQueue{
 		{name: "default", maxAttempts: 3},
 		{name: "own", maxAttempts: 1},

@@ -14,11 +14,25 @@ import (
 type model struct {
 	now    time.Time // the database's clock
 	queues map[scheduler.JobQueue]*modelQueue
-	jobs   []*modelJob            // those that are there, in the order they were created
-	keys   map[modelKey]*modelJob // who had the key last; it may be finished or gone
+	jobs   []*modelJob // those that are there, in the order they were created
+	keys   map[modelKey]*modelHolders
 }
 
 type modelKey struct{ name, key string }
+
+// modelHolders have a key: the job that was created last, which may be finished,
+// or gone (nil), and one that was retried since, which may be finished.
+type modelHolders struct{ newest, retried *modelJob }
+
+// unfinished is the one that has the key because it is not finished.
+func (h *modelHolders) unfinished() *modelJob {
+	for _, j := range []*modelJob{h.newest, h.retried} {
+		if j != nil && !j.finished() {
+			return j
+		}
+	}
+	return nil
+}
 
 type modelQueue struct {
 	name                 scheduler.JobQueue
@@ -125,8 +139,12 @@ func (m *model) create(job scheduler.NewJob) (j *modelJob, duplicate bool) {
 	if runAt.IsZero() {
 		runAt = m.now
 	}
-	key := modelKey{job.Name, job.UniqueKey}
-	if other := m.keys[key]; key.key != "" && other != nil && (!other.finished() || other.createdAt.After(m.now.Add(-job.UniqueFor))) {
+	holders := m.holders(modelKey{job.Name, job.UniqueKey})
+	other := holders.unfinished()
+	if newest := holders.newest; other == nil && newest != nil && newest.createdAt.After(m.now.Add(-job.UniqueFor)) {
+		other = newest
+	}
+	if other != nil {
 		if job.OnDuplicate == scheduler.DuplicateReplace && other.status == scheduler.JobStatusPending && other.attempt == 0 {
 			other.script, other.runAt, other.owner = job.Payload.([]verdict), runAt, job.Owner
 			other.checkpoint = 0
@@ -138,10 +156,19 @@ func (m *model) create(job scheduler.NewJob) (j *modelJob, duplicate bool) {
 		maxAttempts: cmp.Or(job.MaxAttempts, q.maxAttempts), script: job.Payload.([]verdict), owner: job.Owner, key: job.UniqueKey,
 	}
 	m.jobs = append(m.jobs, j)
-	if j.key != "" {
-		m.keys[key] = j
-	}
+	*holders = modelHolders{newest: j}
 	return j, false
+}
+
+// holders are those of a key, and of none if that is empty.
+func (m *model) holders(key modelKey) *modelHolders {
+	if key.key == "" {
+		return &modelHolders{}
+	}
+	if m.keys[key] == nil {
+		m.keys[key] = &modelHolders{}
+	}
+	return m.keys[key]
 }
 
 // run picks up to limit jobs, one after another, and has their handlers return
@@ -258,18 +285,22 @@ func (m *model) cancel(j *modelJob) error {
 }
 
 func (m *model) retry(j *modelJob) error {
-	other := m.keys[j.uniqueKey()]
+	holders := m.holders(j.uniqueKey())
+	other := holders.unfinished()
 	switch {
 	case m.isGone(j):
 		return scheduler.ErrJobNotFound
 	case j.running != nil || j.status == scheduler.JobStatusSucceeded:
 		return scheduler.ErrJobState
-	case j.finished() && other != nil && other != j && !other.finished():
+	case j.finished() && other != nil:
 		return scheduler.ErrJobState // there would be two with its key
 	case j.finished():
 		j.runAt, j.finishedAt, j.started = m.now, time.Time{}, false
-		if j.key != "" {
-			m.keys[j.uniqueKey()] = j
+		if holders.newest == nil {
+			holders.newest = j
+		}
+		if holders.retried = j; holders.newest == j {
+			holders.retried = nil
 		}
 	case j.runAt.After(m.now):
 		j.runAt = m.now
@@ -306,8 +337,12 @@ func (m *model) isGone(j *modelJob) bool { return !slices.Contains(m.jobs, j) }
 
 func (m *model) remove(j *modelJob) {
 	m.jobs = slices.DeleteFunc(m.jobs, func(other *modelJob) bool { return other == j })
-	if m.keys[j.uniqueKey()] == j {
-		delete(m.keys, j.uniqueKey())
+	holders := m.holders(j.uniqueKey())
+	if holders.newest == j {
+		holders.newest = nil
+	}
+	if holders.retried == j {
+		holders.retried = nil
 	}
 	if j.queue.head == j {
 		j.queue.head = nil

@@ -95,22 +95,22 @@ var exceptions = []struct {
 	part string // of the statement
 	rows int    // how many rows of jobs it reads at most
 }{
-	{"SELECT min(l.expires_at)", live},                       // next_due, when a lease is lost
-	{"lease_id = ANY (v_lost)", live},                        // rescue, likewise
-	{"j.id = ANY (v_jobs)", 40},                              // rescue, of those
-	{"l.id = ANY (v_lost)", live},                            // rescue, of the lease
-	{"greatest(j.attempt", live},                             // after a claim whose answer was lost
-	{"end_lease.lease", live},                                // at the end of a process
-	{"'deleted', now()", live},                               // clean_up, of leases that were deleted by hand
-	{"j.finished_at <= now()", oldJobs},                      // clean_up, of what is old
-	{"OFFSET c_look", oldJobs},                               //
-	{"j.id = ANY (v_ids)", oldJobs},                          //
-	{"j.id = k.job_id\n        WHERE j.id IS NULL", oldJobs}, // clean_up, of keys
-	{"j.id = ANY (ids)", oldJobs},                            //
-	{"DELETE FROM \"scheduler\".job_progress", 200},          // clean_up, of progress: no more than there is of it
-	{"SET lane = 3 * j", 80},                                 // settle, to lock and to write
-	{"WHERE j.cancelling AND", 4},                            // of running jobs that were called off, those are all
-	{"j.cancelling AND f.status", 4},                         // finish, of those
+	{"SELECT min(l.expires_at)", live},                        // next_due, when a lease is lost
+	{"lease_id = ANY (v_lost)", live},                         // rescue, likewise
+	{"j.id = ANY (v_jobs)", 40},                               // rescue, of those
+	{"l.id = ANY (v_lost)", live},                             // rescue, of the lease
+	{"greatest(j.attempt", live},                              // after a claim whose answer was lost
+	{"end_lease.lease", live},                                 // at the end of a process
+	{"'deleted', now()", live},                                // clean_up, of leases that were deleted by hand
+	{"j.finished_at <= now()", oldJobs},                       // clean_up, of what is old
+	{"OFFSET c_look", oldJobs},                                //
+	{"j.id = ANY (v_ids)", oldJobs},                           //
+	{"j.id = k.job_id\n        WHERE (j.id IS NULL", oldJobs}, // clean_up, of keys
+	{"j.id = ANY (ids)", oldJobs},                             //
+	{"DELETE FROM \"scheduler\".job_progress", 200},           // clean_up, of progress: no more than there is of it
+	{"SET lane = 3 * j", 80},                                  // settle, to lock and to write
+	{"WHERE j.cancelling AND", 4},                             // of running jobs that were called off, those are all
+	{"j.cancelling AND f.status", 4},                          // finish, of those
 }
 
 // A table of many finished jobs costs nobody anything: what is done often finds

@@ -1,6 +1,7 @@
 package scheduler_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -68,4 +69,34 @@ func TestPlansOfAPrioritizedQueue(t *testing.T) {
 	}
 	require.LessOrEqual(t, c.rows, 150, c.texts)
 	require.LessOrEqual(t, c.blocks, 800, c.texts)
+}
+
+// A list of many queues looks into the lanes that there are, not into those that
+// there may be.
+func TestPlansOfListsWithPriorities(t *testing.T) {
+	t.Parallel()
+	p := newPlanTest(t, newDatabase(t), "force_custom_plan")
+	queues := make([]scheduler.JobQueue, 100)
+	for i := range queues {
+		queues[i] = scheduler.JobQueue(fmt.Sprint("q", i))
+	}
+	mustExec(t, p.aside, `
+		INSERT INTO scheduler.queues (name, prioritized) SELECT 'q' || i, i < 50 FROM generate_series(0, 99) AS i`)
+	mustExec(t, p.aside, `
+		INSERT INTO scheduler.jobs (id, name, queue, status, priority, lane, run_at)
+		SELECT scheduler.new_job_id(), 'short', 'q' || i % 100, 'pending', k.priority, 3 * k.priority, now() + interval '1 day'
+		FROM generate_series(0, 999) AS i, LATERAL (SELECT CASE WHEN i % 100 < 50 THEN i / 100 - 5 ELSE 0 END AS priority) AS k`)
+	for title, prepare := range map[string]string{"fresh": "SELECT", "analyzed": "VACUUM ANALYZE scheduler.jobs"} {
+		mustExec(t, p.aside, prepare)
+		p.forget()
+		filter := scheduler.JobFilter{Queues: queues, Statuses: []scheduler.JobStatus{"pending", "running"}, Names: []string{"other"}}
+		require.Empty(t, mustList(t, p.Scheduler, filter).Jobs)
+		filter.Names = []string{"short"}
+		require.Len(t, mustList(t, p.Scheduler, filter).Jobs, 50)
+		c := planCheck{title: "list many queues", indexes: either}
+		for _, text := range p.record(t, "list_jobs(") {
+			c.addAny(t, text)
+		}
+		require.LessOrEqual(t, c.blocks, 20_000, "%s:\n%s", title, c.texts)
+	}
 }

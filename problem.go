@@ -37,6 +37,9 @@ func writeError(w http.ResponseWriter, r *http.Request, s *Scheduler, err error)
 		p.Status, p.Detail = http.StatusNotFound, "there is no job with this id"
 	case errors.Is(err, ErrJobState):
 		p.Status, p.Detail = http.StatusConflict, err.Error()
+	case errors.Is(err, ErrJobLocked):
+		w.Header().Set("Retry-After", "5")
+		p.Status, p.Detail = http.StatusServiceUnavailable, "another transaction, such as that of its handler, holds the job; call again"
 	case errors.As(err, &input):
 		// A parameter is a bad request; a field that was understood but can't be
 		// used is unprocessable.

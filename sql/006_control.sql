@@ -3,7 +3,9 @@
 --
 -- Each locks the rows of the jobs and decides by what it then reads, so that none
 -- of them is at odds with a claim or a finish that happens just then: one waits
--- for the other (a claim passes over the row) and sees what that has come to.
+-- for the other (a claim passes over the row) and sees what that has come to. A
+-- handler's transaction after CompleteTx may hold its job for as long as it likes:
+-- nobody waits here for longer than three seconds (lock_not_available).
 --
 -- What is done is in the functions that end in _locked. They take jobs that the
 -- caller has locked and that is_open_to has let pass.
@@ -31,16 +33,19 @@ BEGIN
 END
 $$;
 
--- Whether this can be done to a job, and changes it.
-CREATE FUNCTION {{schema}}.is_open_to(action text, job {{schema}}.jobs, run_at timestamptz DEFAULT NULL) RETURNS boolean
+-- Whether this can be done to a job, and changes it; at is what it is rescheduled
+-- to. It takes of the job what it needs: a whole row would be read with its payload.
+CREATE FUNCTION {{schema}}.is_open_to(
+    action text, status text, attempt integer, cancelling boolean, run_at timestamptz, at timestamptz DEFAULT NULL) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = '' AS $$
 BEGIN
     RETURN CASE is_open_to.action
-        WHEN 'cancel' THEN job.status IN ('pending', 'failed') OR job.status = 'running' AND job.cancelling IS NULL
-        WHEN 'retry' THEN job.attempt < 1000 AND (job.status IN ('failed', 'dead', 'cancelled') OR job.status = 'pending' AND job.run_at > now())
-        WHEN 'reschedule' THEN job.status IN ('pending', 'failed') AND
-            CASE WHEN is_open_to.run_at IS NULL THEN job.run_at > now() ELSE job.run_at <> is_open_to.run_at END
-        WHEN 'delete' THEN job.status <> 'running'
+        WHEN 'cancel' THEN is_open_to.status IN ('pending', 'failed') OR is_open_to.status = 'running' AND is_open_to.cancelling IS NULL
+        WHEN 'retry' THEN is_open_to.attempt < 1000 AND
+            (is_open_to.status IN ('failed', 'dead', 'cancelled') OR is_open_to.status = 'pending' AND is_open_to.run_at > now())
+        WHEN 'reschedule' THEN is_open_to.status IN ('pending', 'failed') AND
+            CASE WHEN is_open_to.at IS NULL THEN is_open_to.run_at > now() ELSE is_open_to.run_at <> is_open_to.at END
+        WHEN 'delete' THEN is_open_to.status <> 'running'
     END;
 END
 $$;
@@ -88,11 +93,11 @@ $$;
 
 -- Calls a job off, and returns it. One that is finished stays as it is.
 CREATE FUNCTION {{schema}}.cancel_job(id uuid) RETURNS {{schema}}.jobs
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET lock_timeout = '3s' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     v_job {{schema}}.jobs%ROWTYPE := {{schema}}.lock_job(cancel_job.id);
 BEGIN
-    IF {{schema}}.is_open_to('cancel', v_job) THEN
+    IF {{schema}}.is_open_to('cancel', v_job.status, v_job.attempt, v_job.cancelling, v_job.run_at) THEN
         PERFORM {{schema}}.cancel_locked(ARRAY[v_job.id]);
         SELECT * INTO v_job FROM {{schema}}.jobs j WHERE j.id = v_job.id;
         IF v_job.status = 'cancelled' THEN
@@ -124,7 +129,7 @@ $$;
 -- Makes a job due now, and returns it. A finished one with a unique key has to take
 -- that again. The key is locked before the job, as create_unique does.
 CREATE FUNCTION {{schema}}.retry_job(id uuid) RETURNS {{schema}}.jobs
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET lock_timeout = '3s' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     v_job {{schema}}.jobs%ROWTYPE;
 BEGIN
@@ -137,10 +142,11 @@ BEGIN
         RAISE EXCEPTION 'job % has used up % attempts: expected less, as no job may have more than 1000', v_job.id, v_job.attempt
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
-    IF {{schema}}.is_open_to('retry', v_job) THEN
+    IF {{schema}}.is_open_to('retry', v_job.status, v_job.attempt, v_job.cancelling, v_job.run_at) THEN
         IF {{schema}}.take_keys(ARRAY[v_job.id]) = '{}' THEN
             RAISE EXCEPTION 'job % has the unique key of job %, which is not finished: expected that to be finished first', v_job.id,
-                (SELECT k.job_id FROM {{schema}}.unique_keys k WHERE k.name = v_job.name AND k.key = v_job.attributes ->> 'unique_key')
+                (SELECT h.id FROM {{schema}}.unique_keys k JOIN {{schema}}.jobs h ON h.id = ANY (ARRAY[k.job_id, k.retried_id]) AND h.finished_at IS NULL
+                    WHERE k.name = v_job.name AND k.key = v_job.attributes ->> 'unique_key')
                 USING ERRCODE = 'object_not_in_prerequisite_state';
         END IF;
         PERFORM {{schema}}.retry_locked(ARRAY[v_job.id]);
@@ -168,7 +174,8 @@ $$;
 
 -- Gives finished jobs, which are locked as their unique keys are, those keys again.
 -- Returns the jobs without those whose key an unfinished one has by now. Of several
--- with one key, the newest gets it.
+-- with one key, the newest gets it. A job that was created later goes on counting
+-- for how long the key is taken: see unique_keys.
 CREATE FUNCTION {{schema}}.take_keys(ids uuid[]) RETURNS uuid[]
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -184,9 +191,12 @@ BEGIN
         SELECT DISTINCT ON (j.name, j.attributes ->> 'unique_key') j.id, j.name, j.attributes ->> 'unique_key' AS key
         FROM {{schema}}.jobs j WHERE j.id = ANY (v_keyed) ORDER BY j.name, j.attributes ->> 'unique_key', j.id DESC
     ), taken AS (
-        UPDATE {{schema}}.unique_keys k SET job_id = n.id FROM newest AS n
+        UPDATE {{schema}}.unique_keys k
+        SET job_id = CASE WHEN EXISTS (SELECT FROM {{schema}}.jobs l WHERE l.id = k.job_id) THEN k.job_id ELSE n.id END,
+            retried_id = CASE WHEN EXISTS (SELECT FROM {{schema}}.jobs l WHERE l.id = k.job_id AND l.id <> n.id) THEN n.id END
+        FROM newest AS n
         WHERE k.name = n.name AND k.key = n.key AND NOT EXISTS (
-            SELECT FROM {{schema}}.jobs h WHERE h.id = k.job_id AND h.id <> n.id AND h.finished_at IS NULL)
+            SELECT FROM {{schema}}.jobs h WHERE h.id = ANY (ARRAY[k.job_id, k.retried_id]) AND h.id <> n.id AND h.finished_at IS NULL)
         RETURNING n.id
     )
     SELECT coalesce(array_agg(t.id), '{}') INTO v_taken FROM taken AS t;
@@ -196,7 +206,7 @@ $$;
 
 -- Sets when a job that waits is due, NULL for now, and returns it.
 CREATE FUNCTION {{schema}}.reschedule_job(id uuid, run_at timestamptz) RETURNS {{schema}}.jobs
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET lock_timeout = '3s' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     v_job {{schema}}.jobs%ROWTYPE := {{schema}}.lock_job(reschedule_job.id);
 BEGIN
@@ -212,7 +222,7 @@ $$;
 
 -- Deletes a job that is not running, and returns it as it was.
 CREATE FUNCTION {{schema}}.delete_job(id uuid) RETURNS {{schema}}.jobs
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET lock_timeout = '3s' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     v_job {{schema}}.jobs%ROWTYPE := {{schema}}.lock_job(delete_job.id);
 BEGIN

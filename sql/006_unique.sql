@@ -5,7 +5,8 @@
 CREATE TABLE {{schema}}.unique_keys (
     name     text COLLATE "C", -- of the job; '' for Idempotency-Keys, which are of requests, for jobs of any name
     key      text COLLATE "C",
-    job_id   uuid,             -- the job that it was used for last
+    job_id   uuid,             -- the job that was created with it last
+    retried_id uuid,           -- an older one that was retried since, which has it until it is finished
     request  text,             -- of an Idempotency-Key: the digest of the request,
     asked_at timestamptz,      -- and when that came
     CONSTRAINT unique_keys_pkey PRIMARY KEY (name, key)
@@ -79,9 +80,10 @@ BEGIN
         ORDER BY n.place
     LOOP
         LOOP
-            SELECT j.* INTO job FROM {{schema}}.unique_keys k JOIN {{schema}}.jobs j ON j.id = k.job_id
-            WHERE k.name = v_new.name AND k.key = v_new.key
-                AND (j.finished_at IS NULL OR j.created_at > now() - v_new.for_us * interval '1 microsecond');
+            SELECT j.* INTO job FROM {{schema}}.unique_keys k JOIN {{schema}}.jobs j ON j.id = ANY (ARRAY[k.job_id, k.retried_id])
+            WHERE k.name = v_new.name AND k.key = v_new.key AND (j.finished_at IS NULL
+                OR j.id = k.job_id AND j.created_at > now() - v_new.for_us * interval '1 microsecond')
+            ORDER BY j.finished_at IS NOT NULL LIMIT 1;
             duplicate := FOUND;
             changed := NOT duplicate OR v_new.replaces AND job.status = 'pending' AND job.attempt = 0;
             EXIT WHEN NOT changed;
@@ -100,7 +102,7 @@ BEGIN
                 VALUES (v_new.id, v_new.name, v_new.queue, v_new.payload::jsonb, coalesce(v_new.run_at, now()), v_new.max_attempts,
                     v_new.timeout_ms, v_new.attributes::jsonb, coalesce(v_new.priority, 0), 3 * coalesce(v_new.priority, 0))
                 RETURNING * INTO job;
-                UPDATE {{schema}}.unique_keys k SET job_id = job.id WHERE k.name = v_new.name AND k.key = v_new.key;
+                UPDATE {{schema}}.unique_keys k SET job_id = job.id, retried_id = NULL WHERE k.name = v_new.name AND k.key = v_new.key;
                 EXIT;
             END IF;
         END LOOP;
@@ -175,15 +177,16 @@ BEGIN
             SELECT * FROM {{schema}}.unique_keys u WHERE (u.name, u.key) > (v_state.last_name, v_state.last_key)
             ORDER BY u.name, u.key LIMIT clean_up_keys.look) AS k
         LEFT JOIN {{schema}}.jobs j ON j.id = k.job_id
-        WHERE j.id IS NULL OR k.asked_at <= now() - interval '24 hours'
-            OR k.asked_at IS NULL AND j.finished_at IS NOT NULL AND j.created_at <= now() - interval '8784 hours');
+        WHERE (j.id IS NULL OR k.asked_at <= now() - interval '24 hours'
+                OR k.asked_at IS NULL AND j.finished_at IS NOT NULL AND j.created_at <= now() - interval '8784 hours')
+            AND NOT EXISTS (SELECT FROM {{schema}}.jobs r WHERE r.id = k.retried_id AND r.finished_at IS NULL));
     SELECT u.name, u.key INTO v_name, v_key FROM {{schema}}.unique_keys u WHERE (u.name, u.key) > (v_state.last_name, v_state.last_key)
     ORDER BY u.name, u.key OFFSET clean_up_keys.look - 1 LIMIT 1;
     IF cardinality(v_free) > 0 THEN
         DELETE FROM {{schema}}.unique_keys d USING (
             SELECT k.name, k.key FROM unnest(v_free) AS f
             JOIN {{schema}}.unique_keys k ON k.name = f.name AND k.key = f.key
-                AND k.job_id IS NOT DISTINCT FROM f.job_id AND k.asked_at IS NOT DISTINCT FROM f.asked_at
+                AND (k.job_id, k.retried_id, k.asked_at) IS NOT DISTINCT FROM (f.job_id, f.retried_id, f.asked_at)
             FOR UPDATE OF k SKIP LOCKED) AS free
         WHERE d.name = free.name AND d.key = free.key;
     END IF;
