@@ -3,6 +3,7 @@ package scheduler_test
 import (
 	"context"
 	"net/http"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ const lockPatience = 15 * time.Second
 func TestControlDoesNotWaitForAHandlersTransaction(t *testing.T) {
 	t.Parallel()
 	completed, end := make(chan struct{}), make(chan struct{})
+	commit := sync.OnceFunc(func() { close(end) })
 	c := &completing{}
 	w := newWeb(t, func(config *scheduler.Config) {
 		c.schema = config.Schema
@@ -33,6 +35,7 @@ func TestControlDoesNotWaitForAHandlersTransaction(t *testing.T) {
 			return nil, tx.Commit(ctx)
 		}
 	})
+	t.Cleanup(commit)
 	c.Scheduler, c.pool = w.Scheduler, newPool(t)
 	mustExec(t, c.pool, "CREATE TABLE "+c.schema+".effects (job text)")
 	id := mustCreate(t, w.Scheduler, "a", scheduler.JobData{}).ID
@@ -42,10 +45,9 @@ func TestControlDoesNotWaitForAHandlersTransaction(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), lockPatience)
 	defer cancel()
 	errs := make(chan error, len(controls))
-	for name, do := range controls {
+	for _, do := range controls {
 		go func() {
-			job, err := do(ctx, w.Scheduler, id)
-			require.Nil(t, job, name)
+			_, err := do(ctx, w.Scheduler, id)
 			errs <- err
 		}()
 	}
@@ -68,7 +70,7 @@ func TestControlDoesNotWaitForAHandlersTransaction(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, n)
 
-	close(end)
+	commit()
 	require.Equal(t, 1, await(t, run).report.Succeeded)
 	require.NoError(t, w.DeleteJob(t.Context(), id))
 }
@@ -83,6 +85,7 @@ func TestRetryJobsDoesNotWaitForAKey(t *testing.T) {
 	keyless := mustCancel(t, u.Scheduler, mustCreate(t, u.Scheduler, "a", scheduler.JobData{Owner: "ada"}).ID)
 	tx, err := u.pool.Begin(t.Context())
 	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
 	_, err = u.CreateJobTx(t.Context(), tx, "a", scheduler.JobData{UniqueKey: "k"})
 	require.NoError(t, err)
 

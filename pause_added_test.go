@@ -70,6 +70,7 @@ func TestQueuesAreLockedInTheOrderOfBytes(t *testing.T) {
 		later = newPoolWith(t, config)
 		tx, err := pool.Begin(t.Context())
 		require.NoError(t, err)
+		defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
 		mustExec(t, tx, "SELECT FROM "+schema+".queues WHERE name = 'B' FOR UPDATE")
 		done := make(chan error, 1)
 		go func() {
