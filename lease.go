@@ -178,6 +178,7 @@ func (l *lease) use(s *Scheduler) {
 		l.beating.Go(func() {
 			defer cancel()
 			l.beat(s)
+			s.spare.close(ctx, 0)
 		})
 		l.beating.Go(func() { l.tend(ctx, s) })
 		l.beating.Go(func() { s.watchCancelled(ctx) })

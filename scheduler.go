@@ -119,6 +119,7 @@ type Scheduler struct {
 	claims    sync.RWMutex // read-locked while a claim is in flight, see reconcile
 	suspects  atomic.Int32 // above 0: a claim may have left traces, see reconcile
 	lease     lease
+	spare     spare
 	finisher  finisher
 	reporter  reporter
 	gatherer  gatherer
@@ -337,6 +338,7 @@ func (s *Scheduler) Shutdown(ctx context.Context) error {
 	// their handlers were coming to an end.
 	s.leave()
 	s.lease.beating.Wait()
+	s.spare.close(ctx, 0)
 	s.reporter.stop()
 	if err == nil {
 		s.lease.giveUp(context.WithoutCancel(ctx), s)
