@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -16,6 +17,7 @@ type attributes struct {
 	Metadata    json.RawMessage `json:"metadata,omitempty"`
 	UniqueKey   string          `json:"unique_key,omitempty"`
 	Traceparent string          `json:"traceparent,omitempty"` // see WithTraceparent
+	Slot        *time.Time      `json:"slot,omitempty"`        // see Job.Slot
 }
 
 const (
@@ -96,6 +98,9 @@ func (j *Job) setAttributes(text []byte) error {
 		return fmt.Errorf("attributes of job %s: %w", j.ID, err)
 	}
 	j.Owner, j.Metadata, j.UniqueKey, j.traceparent = a.Owner, a.Metadata, a.UniqueKey, checkedTraceparent(a.Traceparent)
+	if a.Slot != nil {
+		j.slot = a.Slot.UTC()
+	}
 	if a.Tags != nil {
 		j.Tags = a.Tags
 	}

@@ -57,6 +57,7 @@ type Job struct {
 	claims      int32       // which claim of the row this is: the fence of every write
 	claimedAt   time.Time   // by this process's clock
 	traceparent string      // with which it was created; "": none
+	slot        time.Time   // see Slot
 	life        *jobContext // of its handler
 }
 

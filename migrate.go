@@ -30,8 +30,8 @@ CREATE TABLE {{schema}}.schema_migrations (
 )`
 
 // Migrate installs or updates everything in the schema, declares this
-// process's queues in the database, and installs the public entry
-// (create_job, create_queue_worker, remove_queue_worker in the schema public)
+// process's queues and recurring jobs in the database, and installs the public entry
+// (create_job, create_queue_worker and the like in the schema public)
 // if the schema is the default one. It is one transaction, may be called by
 // many processes at once, and changes nothing where nothing is to do, so call
 // it when the service starts. Where the role may not create in public, it
@@ -50,6 +50,9 @@ func (s *Scheduler) Migrate(ctx context.Context) error {
 			return err
 		}
 		if err := s.declareQueues(ctx, tx); err != nil {
+			return err
+		}
+		if err := s.declareRecurring(ctx, tx); err != nil {
 			return err
 		}
 		if s.config.Schema == "scheduler" {
@@ -180,7 +183,7 @@ func (s *Scheduler) declareQueues(ctx context.Context, tx pgx.Tx) error {
 const publicEntrySQL = `
 SELECT count(*) FROM pg_catalog.pg_proc p
 WHERE p.pronamespace = 'public'::regnamespace
-    AND p.proname IN ('create_job', 'create_queue_worker', 'remove_queue_worker')
+    AND p.proname IN ('create_job', 'create_queue_worker', 'remove_queue_worker', 'create_recurring_job', 'remove_recurring_job')
     AND p.prosrc LIKE '%{{schema}}.%'`
 
 // installPublicEntry is a convenience: that it fails (no schema public, no
@@ -189,7 +192,7 @@ WHERE p.pronamespace = 'public'::regnamespace
 func (s *Scheduler) installPublicEntry(ctx context.Context, tx pgx.Tx) {
 	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
 		var installed int
-		if err := tx.QueryRow(ctx, s.sql(publicEntrySQL)).Scan(&installed); err != nil || installed == 3 {
+		if err := tx.QueryRow(ctx, s.sql(publicEntrySQL)).Scan(&installed); err != nil || installed == 5 {
 			return err
 		}
 		return s.execFile(ctx, tx, "sql/public.sql")

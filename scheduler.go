@@ -14,7 +14,8 @@
 // finished (finish.go) unless its handler has done that (complete.go), and seen
 // (job.go, list.go, stats.go, handler.go). What its handler tells of it meanwhile
 // (progress.go) is written by reporter.go. What else may be done to it is in
-// control.go, and to many in bulk.go.
+// control.go, and to many in bulk.go. Jobs on a schedule (schedule.go) are
+// created by the database, as recurring.go has told it.
 package scheduler
 
 import (
@@ -45,6 +46,11 @@ type Config struct {
 	// Queues declares queues beside the base ones, or gives base ones other
 	// settings. Defaults to the base queues with their defaults.
 	Queues map[JobQueue]QueueConfig
+	// Recurring are jobs to be created on schedules, whoever creates them first:
+	// pg_cron, a run, or a resident process. Migrate tells the database of
+	// them. One that is taken out of here goes on until remove_recurring_job is
+	// called in SQL. Defaults to none.
+	Recurring []RecurringJob
 	// Backoffs has, by job name, what goes before QueueConfig.Backoff for jobs
 	// of that name. Each must be one of JobNames. Defaults to none.
 	Backoffs map[string]func(attempt int) time.Duration
@@ -101,6 +107,7 @@ type Scheduler struct {
 	pool       *pgxpool.Pool
 	config     Config // with its defaults filled in
 	queues     map[JobQueue]*queue
+	recurring  []newRecurring
 	names      []string // the registered job names, sorted
 	handlers   JobNames // with the middleware around them
 	statements sync.Map // queries with the schema filled in, by their text
@@ -157,6 +164,9 @@ func newScheduler(pool *pgxpool.Pool, config Config) (*Scheduler, error) {
 		s.names = append(s.names, name)
 	}
 	slices.Sort(s.names)
+	if s.recurring, err = s.recurringRows(config.Recurring); err != nil {
+		return nil, fmt.Errorf("new scheduler: %w", err)
+	}
 	if s.handlers, err = config.wrapped(s.names); err != nil {
 		return nil, fmt.Errorf("new scheduler: %w", err)
 	}

@@ -158,18 +158,29 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue) error {
 }
 
 const pollSQL = `
-SELECT q.name, (extract(epoch FROM {{schema}}.next_due(q.name, 'any', $2::text[]) - now()) * 1000000)::bigint AS due_in_us, lost
-FROM (SELECT EXISTS (SELECT FROM {{schema}}.leases l WHERE l.expires_at <= now()) AS lost) AS leases
+SELECT q.name, (extract(epoch FROM {{schema}}.next_due(q.name, 'any', $2::text[]) - now()) * 1000000)::bigint AS due_in_us, lost,
+    (extract(epoch FROM slot - now()) * 1000000)::bigint AS slot_in_us
+FROM (SELECT EXISTS (SELECT FROM {{schema}}.leases l WHERE l.expires_at <= now()) AS lost,
+    (SELECT min(r.next_slot) FROM {{schema}}.recurring r WHERE r.next_slot < 'infinity') AS slot) AS all_queues
 LEFT JOIN unnest($1::text[]) AS q (name) ON true`
 
 // poll asks what is due, wakes those queues, and sets the alarm for the time
-// when the next job becomes due. Jobs of lost leases are taken back.
+// when the next job becomes due. Jobs of lost leases are taken back, and
+// recurring jobs fired.
 func (s *Scheduler) poll(ctx context.Context, wakes map[JobQueue]chan struct{}) {
-	next, lost, err := s.askWhatIsDue(ctx, wakes)
+	next, lost, slot, err := s.askWhatIsDue(ctx, wakes)
 	if err == nil && lost {
 		var rescued int
 		if rescued, err = s.rescue(ctx); rescued > 0 {
 			next = 0
+		}
+	}
+	if err == nil && slot {
+		var fired int
+		if fired, err = s.fireRecurring(ctx); fired > 0 {
+			next = 0
+		} else {
+			next = min(next, time.Second) // somebody else is at it: ask for the slot after that
 		}
 	}
 	if err != nil && ctx.Err() == nil {
@@ -178,7 +189,9 @@ func (s *Scheduler) poll(ctx context.Context, wakes map[JobQueue]chan struct{}) 
 	s.resident.alarm.in(next)
 }
 
-func (s *Scheduler) askWhatIsDue(ctx context.Context, wakes map[JobQueue]chan struct{}) (next time.Duration, lost bool, err error) {
+// askWhatIsDue also tells whether a lease is lost and whether a slot of a
+// recurring job has come.
+func (s *Scheduler) askWhatIsDue(ctx context.Context, wakes map[JobQueue]chan struct{}) (next time.Duration, lost, slot bool, err error) {
 	next = s.config.PollInterval
 	names := make([]string, 0, len(wakes))
 	for name := range wakes {
@@ -192,11 +205,11 @@ func (s *Scheduler) askWhatIsDue(ctx context.Context, wakes map[JobQueue]chan st
 	defer cancel()
 	rows, err := s.pool.Query(ctx, s.sql(pollSQL), names, s.names)
 	if err != nil {
-		return next, false, err
+		return next, false, false, err
 	}
 	var name *JobQueue
-	var dueIn *int64
-	_, err = pgx.ForEachRow(rows, []any{&name, &dueIn, &lost}, func() error {
+	var dueIn, slotIn *int64
+	_, err = pgx.ForEachRow(rows, []any{&name, &dueIn, &lost, &slotIn}, func() error {
 		switch {
 		case name == nil || dueIn == nil:
 		case *dueIn <= 0:
@@ -206,7 +219,13 @@ func (s *Scheduler) askWhatIsDue(ctx context.Context, wakes map[JobQueue]chan st
 		}
 		return nil
 	})
-	return next, lost, err
+	if slotIn != nil {
+		slot = *slotIn <= 0
+		if !slot {
+			next = min(next, time.Duration(*slotIn)*time.Microsecond)
+		}
+	}
+	return next, lost, slot, err
 }
 
 // canListen: notifications need a session, which a transaction-mode pooler does

@@ -42,7 +42,7 @@ func asRole(t *testing.T, databaseURL, role string) string {
 const openedSQL = `
 WITH other AS (SELECT unnest($1::text[]) AS role), ours AS (
     SELECT p.oid FROM pg_proc p WHERE p.pronamespace::regnamespace::text LIKE 'scheduler%'
-        OR p.pronamespace = 'public'::regnamespace AND p.proname IN ('create_job', 'create_queue_worker', 'remove_queue_worker'))
+        OR p.pronamespace = 'public'::regnamespace AND p.proname IN ('create_job', 'create_queue_worker', 'remove_queue_worker', 'create_recurring_job', 'remove_recurring_job'))
 SELECT coalesce(string_agg(found, ', '), '') FROM (
     SELECT role || ' executes ' || ours.oid::regprocedure FROM other, ours WHERE has_function_privilege(role, ours.oid, 'EXECUTE')
     UNION ALL
@@ -84,6 +84,8 @@ func TestNothingIsForOthers(t *testing.T) {
 	for _, statement := range []string{
 		"SELECT create_job('a')", "SELECT create_queue_worker('a', 'http://a', 't', '* * * * *')", "SELECT remove_queue_worker('a')",
 		"TABLE scheduler.jobs", "TABLE scheduler.workers", "SELECT scheduler.run_worker('a')",
+		"SELECT create_recurring_job('a', '@daily', 'a')", "SELECT remove_recurring_job('a')", "TABLE scheduler.recurring_jobs",
+		"TABLE scheduler.recurring", "SELECT scheduler.fire_recurring_jobs()",
 	} {
 		_, err := dial(t, asRole(t, cluster.URL("postgres"), "anon")).Exec(t.Context(), statement)
 		requirePgError(t, err, "42501")

@@ -2,7 +2,8 @@
 
 -- What pg_cron runs: one HTTP request if a run with the worker's filter would
 -- pick something now, none otherwise. Doubled or replayed ticks are harmless:
--- a request is only a hint to look.
+-- a request is only a hint to look. A slot of a recurring job that has come is
+-- left to that run, which would not see what this transaction creates.
 CREATE FUNCTION {{schema}}.run_worker(name text) RETURNS text
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
@@ -13,7 +14,10 @@ BEGIN
         RAISE EXCEPTION 'worker % does not exist', {{schema}}.shown(name) USING ERRCODE = 'undefined_object',
             HINT = 'Make it with create_queue_worker, or remove its entry with cron.unschedule.';
     END IF;
-    IF ({{schema}}.next_due(v_worker.queue, v_worker.status) <= now()) IS NOT TRUE THEN
+    IF ({{schema}}.next_due(v_worker.queue, v_worker.status) <= now()) IS NOT TRUE
+        AND NOT (v_worker.status <> 'failed' AND {{schema}}.awaits_firing(v_worker.queue))
+    THEN
+        PERFORM {{schema}}.fire_recurring_jobs();
         -- Leases that have run out without a job of this queue would be looked at
         -- by every tick. No request follows that could meet the locks this takes.
         PERFORM FROM {{schema}}.rescue();
@@ -177,13 +181,16 @@ END
 $$;
 
 -- What a run does before it claims: it takes back what was running under lost
--- leases, and lets creations ask for wakes again, because from here on they
+-- leases, fires recurring jobs, and lets creations ask for wakes again, because from here on they
 -- can't rely on this run. That comes last, as their rows are locked for it.
 -- Returns the jobs that were taken back.
 CREATE FUNCTION {{schema}}.begin_run(queue text) RETURNS SETOF {{schema}}.jobs
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 BEGIN
     RETURN QUERY SELECT * FROM {{schema}}.rescue();
+    IF EXISTS (SELECT FROM {{schema}}.recurring r WHERE r.next_slot <= now()) THEN
+        PERFORM {{schema}}.fire_recurring_jobs();
+    END IF;
     UPDATE {{schema}}.queue_workers SET wake_asked_at = NULL
     WHERE name = ANY (ARRAY(
         SELECT w.name FROM {{schema}}.queue_workers w

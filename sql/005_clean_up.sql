@@ -14,7 +14,7 @@ INSERT INTO {{schema}}.clean_up_state DEFAULT VALUES;
 -- Deletes up to batch finished jobs: succeeded and cancelled ones that finished
 -- longer ago than keep, dead ones longer ago than keep_dead. NULL: keep for
 -- ever. Jobs that a foreign key of another table protects stay. It also deletes
--- what pg_cron recorded of workers longer ago than keep, what it never recorded
+-- what pg_cron recorded of our entries longer ago than keep, what it never recorded
 -- an end of, workers whose cron entry was removed, the keys of unique jobs that
 -- hold nobody up any more, and the progress of jobs that are gone.
 --
@@ -162,12 +162,12 @@ BEGIN
     EXECUTE $q$
         DELETE FROM cron.job_run_details d
         WHERE d.runid BETWEEN $1 AND $2
-            AND (starts_with(d.command, $3) AND d.end_time IS NOT NULL
+            AND ((starts_with(d.command, $3) OR d.command = $5) AND d.end_time IS NOT NULL
                 OR d.end_time IS NULL AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = d.job_pid))
             AND coalesce(d.end_time, d.start_time, (
                 SELECT later.start_time FROM cron.job_run_details later
                 WHERE later.runid > d.runid AND later.start_time IS NOT NULL ORDER BY later.runid LIMIT 1)) < now() - $4 $q$
-        USING v_first, v_last, left({{schema}}.worker_command(''), -3), keep;
+        USING v_first, v_last, left({{schema}}.worker_command(''), -3), keep, {{schema}}.firing_command();
     -- From the beginning once it has come to what is young.
     EXECUTE 'SELECT EXISTS (SELECT FROM cron.job_run_details d WHERE d.runid BETWEEN $1 AND $2 AND d.start_time >= now() - $3)
             OR NOT EXISTS (SELECT FROM cron.job_run_details d WHERE d.runid > $2)'

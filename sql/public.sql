@@ -6,7 +6,7 @@ DECLARE
     v_taken text;
 BEGIN
     SELECT min(p.oid::regprocedure::text) INTO v_taken FROM pg_catalog.pg_proc p
-    WHERE p.pronamespace = 'public'::regnamespace AND p.proname IN ('create_job', 'create_queue_worker', 'remove_queue_worker')
+    WHERE p.pronamespace = 'public'::regnamespace AND p.proname IN ('create_job', 'create_queue_worker', 'remove_queue_worker', 'create_recurring_job', 'remove_recurring_job')
         AND p.prosrc NOT LIKE '%{{schema}}.%';
     IF v_taken IS NOT NULL THEN
         RAISE EXCEPTION 'the function % in the schema public is somebody else''s', v_taken USING ERRCODE = 'duplicate_function';
@@ -33,6 +33,17 @@ CREATE OR REPLACE FUNCTION public.remove_queue_worker(name text) RETURNS boolean
     SELECT {{schema}}.remove_queue_worker(name)
 $$;
 
+CREATE OR REPLACE FUNCTION public.create_recurring_job(
+    name text, schedule text, job text, payload jsonb DEFAULT 'null', queue text DEFAULT 'default',
+    time_zone text DEFAULT 'UTC', missed text DEFAULT 'once'
+) RETURNS timestamptz LANGUAGE sql VOLATILE SET search_path = '' AS $$
+    SELECT {{schema}}.create_recurring_job(name, schedule, job, payload, queue, time_zone, missed)
+$$;
+
+CREATE OR REPLACE FUNCTION public.remove_recurring_job(name text) RETURNS boolean LANGUAGE sql VOLATILE SET search_path = '' AS $$
+    SELECT {{schema}}.remove_recurring_job(name)
+$$;
+
 DO $$
 DECLARE
     v_others text;
@@ -41,6 +52,7 @@ BEGIN
     WHERE r.rolname IN ('anon', 'authenticated', 'service_role') AND r.rolname <> current_user;
     EXECUTE format('REVOKE ALL ON FUNCTION public.create_job(text, timestamptz, jsonb, text, text, text[], jsonb, text, interval, integer),
         public.create_queue_worker(text, text, text, text, integer, text, boolean),
-        public.remove_queue_worker(text) FROM %s', concat_ws(', ', 'PUBLIC', v_others));
+        public.remove_queue_worker(text),
+        public.create_recurring_job(text, text, text, jsonb, text, text, text), public.remove_recurring_job(text) FROM %s', concat_ws(', ', 'PUBLIC', v_others));
 END
 $$;
