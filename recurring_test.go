@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
@@ -299,4 +300,39 @@ func TestWorkFiresRecurringJobs(t *testing.T) {
 	mustExec(t, pool, "UPDATE "+schema+".recurring SET last_slot = NULL, next_slot = $1", next)
 	mustExec(t, pool, "SELECT "+schema+".notify_created('', now())")
 	require.Equal(t, next, await(t, jobs).Slot())
+}
+
+// One whose time zone Postgres does not know any more holds up nothing else.
+func TestARecurringJobThatCantBeFired(t *testing.T) {
+	t.Parallel()
+	r := newRecurringTest(t, hourly("a", ""), hourly("bad", ""), hourly("c", ""))
+	next := r.next(t, "a")
+	mustExec(t, r.pool, "UPDATE scheduler.recurring SET time_zone = 'Nowhere/Else' WHERE name = 'bad'")
+	require.Equal(t, 2, r.fire(t, next))
+	mustExec(t, r.pool, "UPDATE scheduler.recurring SET next_slot = now() WHERE name = 'bad'")
+	mustRun(t, r.Scheduler, scheduler.RunFilter{})
+	require.Empty(t, r.slots(t, "bad"))
+	r.migrate(t, hourly("bad", ""))
+	require.Equal(t, next, r.next(t, "bad"))
+	require.Equal(t, 1, r.fire(t, next))
+}
+
+// Pools for poolers, which send parameters as text.
+func TestRecurringJobsInEveryExecMode(t *testing.T) {
+	t.Parallel()
+	r := newRecurringTest(t)
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol, pgx.QueryExecModeDescribeExec} {
+		config := r.pool.Config()
+		config.ConnConfig.DefaultQueryExecMode = mode
+		settings, name := r.config, strings.ReplaceAll(mode.String(), " ", "-")
+		settings.Recurring = []scheduler.RecurringJob{{
+			Name: name, Schedule: "30 3 1,15 * mon-fri", TimeZone: "Europe/Berlin", Job: "report", Payload: []int{1}, Queue: "own"}}
+		s, err := scheduler.New(newPoolWith(t, config), settings)
+		require.NoError(t, err)
+		require.NoError(t, s.Migrate(t.Context()))
+		require.Equal(t, `{30} {3} {1,15} {1,2,3,4,5} t [1]`, mustQuery[string](t, r.pool, `SELECT concat_ws(' ', (fields).minutes, (fields).hours, (fields).days,
+			(fields).weekdays, (fields).either_day, payload) FROM scheduler.recurring WHERE name = $1`, name))
+		mustRun(t, s, scheduler.RunFilter{})
+		require.NoError(t, s.Shutdown(t.Context()))
+	}
 }

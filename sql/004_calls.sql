@@ -188,9 +188,7 @@ CREATE FUNCTION {{schema}}.begin_run(queue text) RETURNS SETOF {{schema}}.jobs
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 BEGIN
     RETURN QUERY SELECT * FROM {{schema}}.rescue();
-    IF EXISTS (SELECT FROM {{schema}}.recurring r WHERE r.next_slot <= now()) THEN
-        PERFORM {{schema}}.fire_recurring_jobs();
-    END IF;
+    PERFORM {{schema}}.fire_recurring_jobs();
     UPDATE {{schema}}.queue_workers SET wake_asked_at = NULL
     WHERE name = ANY (ARRAY(
         SELECT w.name FROM {{schema}}.queue_workers w

@@ -204,26 +204,32 @@ BEGIN
         ORDER BY r.missed = 'all' AND r.next_slot < v_late, r.next_slot, r.name LIMIT c_most FOR NO KEY UPDATE SKIP LOCKED
     LOOP
         EXIT WHEN v_fired >= c_most;
-        v_slot := v_job.next_slot;
-        IF v_slot < v_late AND v_job.missed = 'skip' THEN
-            v_slot := {{schema}}.next_slot(v_job.fields, v_job.time_zone, v_late - interval '1 microsecond');
-        ELSIF v_slot < v_late AND v_job.missed = 'once' THEN
-            v_slot := {{schema}}.last_slot(v_job.fields, v_job.time_zone, v_slot, v_late - interval '1 microsecond');
-        END IF;
-        v_slots := '{}';
-        WHILE v_slot <= fire_recurring_jobs.at AND v_fired + cardinality(v_slots) < c_most LOOP
-            v_slots := v_slots || v_slot;
-            v_slot := {{schema}}.next_slot(v_job.fields, v_job.time_zone, v_slot);
-        END LOOP;
-        v_last := {{schema}}.create_jobs_of_slots(v_job, v_slots);
-        UPDATE {{schema}}.recurring r
-        SET next_slot = coalesce(v_slot, 'infinity'), last_slot = coalesce(v_slots[cardinality(v_slots)], r.last_slot),
-            last_job = coalesce(v_last, r.last_job)
-        WHERE r.name = v_job.name;
-        v_fired := v_fired + cardinality(v_slots);
-        IF cardinality(v_slots) > 0 AND v_job.queue::text <> ALL (v_queues) THEN
-            v_queues := array_append(v_queues, v_job.queue::text);
-        END IF;
+        -- What is wrong with one (a time zone that Postgres does not know any more,
+        -- say) must keep neither others from being fired nor a run from its rescues.
+        BEGIN
+            v_slot := v_job.next_slot;
+            IF v_slot < v_late AND v_job.missed = 'skip' THEN
+                v_slot := {{schema}}.next_slot(v_job.fields, v_job.time_zone, v_late - interval '1 microsecond');
+            ELSIF v_slot < v_late AND v_job.missed = 'once' THEN
+                v_slot := {{schema}}.last_slot(v_job.fields, v_job.time_zone, v_slot, v_late - interval '1 microsecond');
+            END IF;
+            v_slots := '{}';
+            WHILE v_slot <= fire_recurring_jobs.at AND v_fired + cardinality(v_slots) < c_most LOOP
+                v_slots := v_slots || v_slot;
+                v_slot := {{schema}}.next_slot(v_job.fields, v_job.time_zone, v_slot);
+            END LOOP;
+            v_last := {{schema}}.create_jobs_of_slots(v_job, v_slots);
+            UPDATE {{schema}}.recurring r
+            SET next_slot = coalesce(v_slot, 'infinity'), last_slot = coalesce(v_slots[cardinality(v_slots)], r.last_slot),
+                last_job = coalesce(v_last, r.last_job)
+            WHERE r.name = v_job.name;
+            v_fired := v_fired + cardinality(v_slots);
+            IF cardinality(v_slots) > 0 AND v_job.queue::text <> ALL (v_queues) THEN
+                v_queues := array_append(v_queues, v_job.queue::text);
+            END IF;
+        EXCEPTION WHEN OTHERS THEN
+            RAISE WARNING 'recurring job %: it can''t be fired: %', quote_literal(v_job.name), SQLERRM;
+        END;
     END LOOP;
 
     FOREACH v_queue IN ARRAY v_queues LOOP
