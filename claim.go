@@ -15,12 +15,12 @@ import (
 )
 
 const claimSQL = `
-SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority
+SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority, coalesce(key, '')
 FROM {{schema}}.claim($2::text, $4::bool, $5::bool, $3::text[], $1::text::uuid, $6::int, $7::timestamptz,
     $8::bigint * interval '1 microsecond')`
 
 const claimBlockingSQL = `
-SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority
+SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority, coalesce(key, '')
 FROM {{schema}}.claim_blocking($2::text, $4::bool, $3::text[], $1::text::uuid)`
 
 // claimTimeout bounds a claim. It has no other deadline: a claim that is cut
@@ -103,14 +103,12 @@ func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, 
 		}
 		return scanClaimed(rows, q)
 	}
+	if q.limited() {
+		return s.askFor(ctx, q, status, lease, n, nil)
+	}
 	progress := &q.progress[lanesOf(status)]
 	since := progress.since()
-	rows, err := s.pool.Query(ctx, s.sql(claimSQL), lease, string(q.name), s.names,
-		status != JobStatusFailed, status != JobStatusPending, n, since, keepTime(q.PriorityAge))
-	if err != nil {
-		return nil, err
-	}
-	jobs, err := scanClaimed(rows, q)
+	jobs, err := s.askFor(ctx, q, status, lease, n, since)
 	if err == nil && len(jobs) == n {
 		progress.reached(jobs[n-1].RunAt)
 		return jobs, nil
@@ -123,6 +121,15 @@ func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, 
 		jobs = append(jobs, more...)
 	}
 	return jobs, err
+}
+
+func (s *Scheduler) askFor(ctx context.Context, q *queue, status JobStatus, lease string, n int, since *time.Time) ([]*Job, error) {
+	rows, err := s.pool.Query(ctx, s.sql(claimSQL), lease, string(q.name), s.names,
+		status != JobStatusFailed, status != JobStatusPending, n, since, keepTime(q.PriorityAge))
+	if err != nil {
+		return nil, err
+	}
+	return scanClaimed(rows, q)
 }
 
 // progress is how far claims have come in a queue that is being worked off.
@@ -184,7 +191,7 @@ func scanClaimed(rows pgx.Rows, q *queue) ([]*Job, error) {
 		var failures, attributes []byte
 		var timeoutMS int64
 		err := rows.Scan(&job.key, &job.Name, (*[]byte)(&job.Payload), &job.RunAt, &job.CreatedAt, &startedAt,
-			&job.Attempt, &job.MaxAttempts, &failures, &timeoutMS, &job.claims, &attributes, &job.Priority)
+			&job.Attempt, &job.MaxAttempts, &failures, &timeoutMS, &job.claims, &attributes, &job.Priority, &job.Key)
 		if err != nil {
 			return nil, err
 		}
@@ -199,6 +206,9 @@ func scanClaimed(rows pgx.Rows, q *queue) ([]*Job, error) {
 		jobs = append(jobs, job)
 	}
 	slices.SortFunc(jobs, q.compare)
+	if q.KeyRound > 0 {
+		jobs = q.rounds.order(jobs, q.KeyRound)
+	}
 	return jobs, rows.Err()
 }
 

@@ -34,6 +34,11 @@ type JobData struct {
 	// retries. Blocking queues are strictly in order and take 0 only. Defaults
 	// to 0.
 	Priority int
+	// Key is whose job it is to the limits of its queue (see
+	// QueueConfig.MaxConcurrencyPerKey, RatePerKey and KeyRound), such as a tenant
+	// or an account, at most 256 bytes. In other queues it means nothing. Defaults
+	// to nobody's.
+	Key string
 	// Owner is whose job it is, such as a user or a tenant, at most 256 bytes.
 	// Defaults to nobody.
 	Owner string
@@ -75,7 +80,8 @@ const mostPayload = 1 << 20
 // Calls that come together may share a statement and its commit; hooks and
 // tracers of the pool see that with a context of its own. The error is an
 // *InputError if name or data can't be used (also ErrUnknownJobName or
-// ErrUnknownQueue), and then nothing is stored. That of a ctx which ended, or of
+// ErrUnknownQueue), and ErrQueueFull if there is no room, see
+// QueueConfig.MaxPending; then nothing is stored. That of a ctx which ended, or of
 // a lost connection, does not tell whether the job was stored.
 func (s *Scheduler) CreateJob(ctx context.Context, name string, data JobData) (*Job, error) {
 	row, err := s.newRow(ctx, name, data)
@@ -84,7 +90,7 @@ func (s *Scheduler) CreateJob(ctx context.Context, name string, data JobData) (*
 	}
 	var job *Job
 	switch {
-	case row.unique != nil:
+	case row.isCounted():
 		var f found
 		f, err = s.createUnique(ctx, &row, nil)
 		job = f.job
@@ -165,7 +171,7 @@ func (s *Scheduler) createIn(ctx context.Context, tx querier, name string, data 
 		return nil, fmt.Errorf("create job: %w", err)
 	}
 	f := found{changed: true}
-	if row.unique != nil {
+	if row.isCounted() {
 		f, err = s.insertUnique(ctx, tx, &row, nil)
 	} else {
 		f.job, _, f.heard, err = s.insertJob(ctx, tx, &row, false)
@@ -193,9 +199,9 @@ const othersListen = `EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening 
 // insertJobSQL asks for a wake of the queue's workers in the same statement, as
 // insertJobsSQL does, and notifies resident processes if it is told to.
 const insertJobSQL = `
-INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, lane)
+INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, lane, key)
 VALUES ($1::uuid, $2::text, $3::text, $4::text::jsonb, coalesce($5::timestamptz, now()), $6::int, $7::bigint, $10::text::jsonb,
-    $11::int, 3 * $11::int)
+    $11::int, 3 * $11::int, $12::text)
 RETURNING run_at, created_at, (extract(epoch FROM run_at - now()) * 1000000)::bigint,
     ` + othersListen + `$8::text::uuid),
     CASE WHEN run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = $3::text)
@@ -209,7 +215,7 @@ func (s *Scheduler) insertJob(ctx context.Context, db querier, row *newRow, noti
 	job = row.job()
 	var dueInUS int64
 	err = db.QueryRow(ctx, s.sql(insertJobSQL), row.key(), row.name, row.queue, row.payload, row.runAt, row.maxAttempts, row.timeoutMS,
-		s.lease.own(), notifies, row.attributes, row.priority).
+		s.lease.own(), notifies, row.attributes, row.priority, row.jobKey).
 		Scan(&job.RunAt, &job.CreatedAt, &dueInUS, &heard, nil, nil, nil)
 	if err != nil {
 		return nil, 0, false, err
@@ -231,13 +237,13 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 		return nil, fmt.Errorf("create jobs: %w", err)
 	}
 	ids = make([]string, len(jobs))
-	unique := false
+	counted := false
 	for i := range rows {
 		ids[i] = rows[i].id.String()
-		unique = unique || rows[i].unique != nil
+		counted = counted || rows[i].isCounted()
 	}
 	var at time.Time
-	if unique {
+	if counted {
 		ids, at, err = s.insertUniqueJobs(ctx, rows)
 	} else {
 		at, err = s.insertJobs(ctx, rows)
@@ -267,18 +273,18 @@ func (s *Scheduler) newRows(ctx context.Context, jobs []NewJob) ([]newRow, error
 
 const insertJobsSQL = `
 WITH created AS (
-    INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, lane)
+    INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, lane, key)
     SELECT n.id, n.name, n.queue, n.payload::jsonb, coalesce(n.run_at, now()), n.max_attempts, n.timeout_ms, n.attributes::jsonb,
-        coalesce(n.priority, 0), 3 * coalesce(n.priority, 0)
-    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[], $8::text[], $9::int[])
-        AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority)
+        coalesce(n.priority, 0), 3 * coalesce(n.priority, 0), n.key
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[], $8::text[], $9::int[], $10::text[])
+        AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, key)
     RETURNING queue, run_at
 )
 SELECT queue, (extract(epoch FROM min(run_at) - now()) * 1000000)::bigint, now(),
-    ` + othersListen + `$10::text::uuid),
+    ` + othersListen + `$11::text::uuid),
     CASE WHEN min(run_at) <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = created.queue)
         THEN {{schema}}.wake_workers(queue) END,
-    CASE WHEN $11::text[] IS NOT NULL THEN {{schema}}.prioritize($11::text[]) END
+    CASE WHEN $12::text[] IS NOT NULL THEN {{schema}}.prioritize($12::text[]) END
 FROM created GROUP BY queue`
 
 // insertJobs stores all jobs or none, and tells of them. at is when they were

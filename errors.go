@@ -26,6 +26,9 @@ var (
 	// ErrUnknownQueue says that nobody declared this queue. It is an
 	// ErrInvalidInput too.
 	ErrUnknownQueue = errors.New("unknown queue")
+	// ErrQueueFull says that a queue has as many pending jobs as may be, see
+	// QueueConfig.MaxPending. Nothing was stored; try again later.
+	ErrQueueFull = errors.New("queue is full")
 	// ErrShuttingDown says that Shutdown has begun: nothing new is started. It
 	// is also the cause (context.Cause) with which a handler's context ends
 	// when Shutdown does not wait any longer.

@@ -81,7 +81,7 @@ func TestHTTPRunPicksOnePendingJobOfTheDefaultQueue(t *testing.T) {
 	require.Equal(t, map[string]any{
 		"run_id": report["run_id"], "queue": "default", "status": "pending", "picked": 1.0, "succeeded": 1.0,
 		"failed": 0.0, "dead": 0.0, "cancelled": 0.0, "snoozed": 0.0, "handed_back": 0.0, "lost": 0.0, "running": 0.0,
-		"done": true, "next_due_at": report["next_due_at"],
+		"done": true, "next_due_at": report["next_due_at"], "rate_limited_until": nil,
 	}, report)
 	require.Equal(t, scheduler.JobStatusSucceeded, mustGet(t, w.Scheduler, first.ID).Status)
 	for _, job := range []*scheduler.Job{second, elsewhere, later} {

@@ -137,7 +137,7 @@ func (w *web) stored(t *testing.T) int {
 func TestHTTPCreatesAJobAndShowsIt(t *testing.T) {
 	t.Parallel()
 	w := newWeb(t, nil)
-	created := w.call(t, "POST", "/api/jobs", `{"name": "succeed", "run_at": "2030-01-31T10:30:00+01:00", "payload": {"n": [1, null]}, "queue": "blocking"}`)
+	created := w.call(t, "POST", "/api/jobs", `{"name": "succeed", "run_at": "2030-01-31T10:30:00+01:00", "payload": {"n": [1, null]}, "queue": "blocking", "key": "acme"}`)
 	var job map[string]any
 	created.requireJSON(t, http.StatusCreated, &job)
 	id := job["id"].(string)
@@ -156,7 +156,7 @@ func TestHTTPCreatesAJobAndShowsIt(t *testing.T) {
 		"id": id, "name": "succeed", "queue": "blocking", "status": "pending",
 		"payload": map[string]any{"n": []any{1.0, nil}}, "result": nil,
 		"run_at": "2030-01-31T09:30:00Z", "created_at": job["created_at"], "started_at": nil, "finished_at": nil,
-		"attempt": 0.0, "max_attempts": 10.0, "errors": []any{}, "owner": "", "tags": []any{}, "metadata": nil, "unique_key": "", "priority": 0.0, "cancelling": false, "progress": nil,
+		"attempt": 0.0, "max_attempts": 10.0, "errors": []any{}, "owner": "", "tags": []any{}, "metadata": nil, "unique_key": "", "key": "acme", "priority": 0.0, "cancelling": false, "progress": nil,
 	}, job)
 	requireSameJSON(t, job["payload"], mustGet(t, w.Scheduler, id).Payload)
 }

@@ -189,9 +189,10 @@ func (in inside) RunNext(ctx context.Context) (id string, err error) {
 // claimJobSQL is a claim of one job, whatever comes before it.
 const claimJobSQL = `
 UPDATE {{schema}}.jobs
-SET status = 'running', lease_id = $1::text::uuid, started_at = now(), attempt = attempt + 1, claims = claims + 1
+SET status = 'running', lease_id = $1::text::uuid, started_at = now(), attempt = attempt + 1, claims = claims + 1,
+    slot = CASE slot WHEN 0 THEN 2 END
 WHERE id = $2::text::uuid AND status IN ('pending', 'failed') AND run_at <= now()
-RETURNING id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority`
+RETURNING id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority, coalesce(key, '')`
 
 const isPausedSQL = `
 SELECT now(), coalesce((SELECT q.paused FROM {{schema}}.queues q WHERE q.name = $1::text), a.paused) FROM {{schema}}.all_queues a`

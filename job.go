@@ -33,6 +33,7 @@ type Job struct {
 	ID          string          `json:"id"` // a UUIDv7 in its text form
 	Name        string          `json:"name"`
 	Queue       JobQueue        `json:"queue"`
+	Key         string          `json:"key"`      // to the limits of its queue; "": none
 	Priority    int             `json:"priority"` // lower goes first
 	Status      JobStatus       `json:"status"`
 	Cancelling  bool            `json:"cancelling"` // true while the job runs and was called off
@@ -73,15 +74,19 @@ type JobError struct {
 	Error   string    `json:"error"` // at most 8 KiB; with the stack if the handler panicked
 }
 
-// refusedByPostgres turns what only Postgres can find wrong with a value (a
-// number outside of its range, JSON nested too deep) into an InputError.
+// refusedByPostgres turns what only Postgres can find wrong with a creation into
+// an error of ours: a queue that is full, or a value (a number outside of its
+// range, JSON nested too deep).
 func refusedByPostgres(field string, err error) error {
-	if code := sqlState(err); isBadData(code) {
-		message := err.Error()
-		var pg *pgconn.PgError
-		if errors.As(err, &pg) {
-			message = pg.Message
-		}
+	code, message := sqlState(err), err.Error()
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		message = pg.Message
+	}
+	switch {
+	case code == "JQ001":
+		return fmt.Errorf("%w: %s", ErrQueueFull, message)
+	case isBadData(code):
 		return badInput(field, "refused by Postgres: %s (SQLSTATE %s)", message, code)
 	}
 	return explained(err)
@@ -114,7 +119,7 @@ func isBadData(code string) bool { return len(code) == 5 && (code[:2] == "22" ||
 const jobColumns = rowColumns + `, ` + progressColumn
 
 const rowColumns = `id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
-    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes, priority, cancelling IS TRUE`
+    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes, priority, coalesce(key, ''), cancelling IS TRUE`
 
 const getJobSQL = `
 SELECT ` + jobColumns + `
@@ -150,7 +155,7 @@ func (j *Job) scan(row pgx.Row, more ...any) error {
 	var failures, attributes, progress []byte
 	var timeoutMS int64
 	columns := []any{&j.ID, &j.Name, &j.Queue, &j.Status, (*[]byte)(&j.Payload), (*[]byte)(&j.Result), &j.RunAt, &j.CreatedAt,
-		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes, &j.Priority, &j.Cancelling, &progress}
+		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes, &j.Priority, &j.Key, &j.Cancelling, &progress}
 	err := row.Scan(append(columns, more...)...)
 	if err != nil {
 		return err

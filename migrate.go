@@ -131,13 +131,18 @@ func execText(ctx context.Context, conn *pgconn.PgConn, text string) error {
 }
 
 const declareQueuesSQL = `
-INSERT INTO {{schema}}.queues AS q (name, base, skip_failed, max_attempts, on_dead, paused)
-SELECT n.*, a.paused FROM unnest($1::text[], $2::text[], $3::bool[], $4::int[], $5::text[]) AS n, {{schema}}.all_queues a
+WITH declared AS (
+    SELECT n.*, a.paused FROM unnest($1::text[], $2::text[], $3::bool[], $4::int[], $5::text[], $6::int[])
+        AS n (name, base, skip_failed, max_attempts, on_dead, max_pending), {{schema}}.all_queues a
+)
+INSERT INTO {{schema}}.queues AS q (name, base, skip_failed, max_attempts, on_dead, max_pending, paused)
+SELECT d.name, d.base, d.skip_failed, d.max_attempts, d.on_dead, nullif(coalesce(d.max_pending, o.max_pending), 0), d.paused
+FROM declared d LEFT JOIN {{schema}}.queues o ON o.name = d.name
 ON CONFLICT (name) DO UPDATE
 SET base = excluded.base, skip_failed = excluded.skip_failed, max_attempts = excluded.max_attempts,
-    on_dead = coalesce(excluded.on_dead, q.on_dead)
-WHERE (q.base, q.skip_failed, q.max_attempts, q.on_dead) IS DISTINCT FROM
-    (excluded.base, excluded.skip_failed, excluded.max_attempts, coalesce(excluded.on_dead, q.on_dead))`
+    on_dead = coalesce(excluded.on_dead, q.on_dead), max_pending = excluded.max_pending
+WHERE (q.base, q.skip_failed, q.max_attempts, q.on_dead, q.max_pending) IS DISTINCT FROM
+    (excluded.base, excluded.skip_failed, excluded.max_attempts, coalesce(excluded.on_dead, q.on_dead), excluded.max_pending)`
 
 const declaredOtherwiseSQL = `
 SELECT q.name, o.setting, o.now, o.before FROM unnest($1::text[], $2::text[], $3::text[]) AS n (name, base, on_dead)
@@ -153,14 +158,16 @@ func (s *Scheduler) declareQueues(ctx context.Context, tx pgx.Tx) error {
 	var skipFailed []bool
 	var maxAttempts []int32
 	var onDead []*string // nil: says nothing about it
+	var maxPending []*int32
 	for _, q := range queues {
 		names, bases = append(names, string(q.name)), append(bases, string(q.Extends))
 		skipFailed, maxAttempts = append(skipFailed, q.SkipFailed), append(maxAttempts, int32(q.MaxAttempts))
-		// A service that only creates jobs has no say in what becomes of dead ones.
-		if says := q.OnDead != "" || len(s.names) > 0; says {
-			onDead = append(onDead, &q.OnDead)
-		} else {
-			onDead = append(onDead, nil)
+		onDead, maxPending = append(onDead, nil), append(maxPending, nil)
+		if s.says(q.OnDead != "") {
+			onDead[len(onDead)-1] = &q.OnDead
+		}
+		if bound := int32(q.MaxPending); s.says(bound != 0) {
+			maxPending[len(maxPending)-1] = &bound
 		}
 	}
 	rows, err := tx.Query(ctx, s.sql(declaredOtherwiseSQL), names, bases, onDead)
@@ -176,9 +183,15 @@ func (s *Scheduler) declareQueues(ctx context.Context, tx pgx.Tx) error {
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(ctx, s.sql(declareQueuesSQL), names, bases, skipFailed, maxAttempts, onDead)
-	return err
+	if _, err = tx.Exec(ctx, s.sql(declareQueuesSQL), names, bases, skipFailed, maxAttempts, onDead, maxPending); err != nil {
+		return err
+	}
+	return s.declareLimits(ctx, tx, queues)
 }
+
+// says: this service has a say in how jobs are run, as it has something to say
+// or runs jobs itself. One that only creates jobs has none.
+func (s *Scheduler) says(something bool) bool { return something || len(s.names) > 0 }
 
 const publicEntrySQL = `
 SELECT count(*) FROM pg_catalog.pg_proc p

@@ -280,6 +280,12 @@ func (m *modelTest) check(t *rapid.T) {
 	for _, name := range []scheduler.JobQueue{"blocking", "default", "own", "skipping"} {
 		expectedStats = append(expectedStats, m.model.stat(m.model.queues[name]))
 	}
+	for _, stat := range stats {
+		if stat.HeldBy != nil {
+			require.Equal(t, m.model.headOf(m.model.queues[stat.Queue]).started, stat.HeldBy.StartedAt != nil)
+			stat.HeldBy.StartedAt = nil
+		}
+	}
 	require.Equal(t, expectedStats, stats)
 }
 

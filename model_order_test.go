@@ -127,7 +127,18 @@ func (m *model) stat(q *modelQueue) scheduler.QueueStat {
 			stat.OldestDueAt = &j.runAt
 		}
 	}
+	if q.blocking {
+		stat.HeldBy = m.holder(m.headOf(q))
+	}
 	return stat
+}
+
+// holder is what is said of the head of a blocking queue, but for when it was started.
+func (m *model) holder(head *modelJob) *scheduler.QueueHolder {
+	if head == nil {
+		return nil
+	}
+	return &scheduler.QueueHolder{ID: head.id, Name: head.name, Status: head.status, Attempt: head.attempt, RunAt: head.runAt}
 }
 
 // setPaused pauses or resumes a queue, or all.

@@ -48,6 +48,9 @@ func writeError(w http.ResponseWriter, r *http.Request, s *Scheduler, err error)
 			p.Status = http.StatusBadRequest
 		}
 		p.Detail, p.Field = input.Error(), input.Field
+	case errors.Is(err, ErrQueueFull):
+		w.Header().Set("Retry-After", "5")
+		p.Status, p.Detail = http.StatusTooManyRequests, err.Error()
 	case errors.Is(err, ErrShuttingDown):
 		w.Header().Set("Retry-After", "5")
 		p.Status, p.Detail = http.StatusServiceUnavailable, "the service is shutting down; call again"

@@ -62,10 +62,45 @@ type QueueConfig struct {
 	// It counts from Migrate on, in all processes. It must be one of
 	// Config.JobNames, if that is set. Defaults to none.
 	OnDead string
-	// SkipFailed lets a blocking queue go on with the next job while a failed
-	// one waits for its backoff. By default the failed job holds the queue, so
-	// that order is kept. It means nothing for other queues.
+	// SkipFailed lets a blocking queue, and a key with a MaxConcurrencyPerKey of
+	// 1, go on with the next job while a failed one waits for its backoff. By
+	// default the failed job holds them, so that order is kept. It means nothing
+	// for other queues.
 	SkipFailed bool
+
+	// MaxConcurrency is how many jobs of the queue run at once, over all
+	// processes, 1 to 1,000,000. Those of a process that is gone count until they
+	// are taken back. As all limits it counts from Migrate on, with what runs
+	// then, and blocking queues take none. Defaults to no limit.
+	MaxConcurrency int
+	// MaxConcurrencyPerKey is how many jobs with the same JobData.Key run at
+	// once; those without one are not limited by it. With 1, the jobs of each key
+	// are run strictly in order, as in a blocking queue: the next one waits until
+	// the one before is finished, also while that is failed or snoozed, and any
+	// run takes it when it is due again, whatever its filter. They have no
+	// priorities then. Defaults to no limit.
+	MaxConcurrencyPerKey int
+	// Rate is how many jobs of the queue start in a time, over all processes. The
+	// start of a job is Job.StartedAt; its handler begins right after it. Those
+	// that may not start yet stay pending, see RunReport.RateLimitedUntil.
+	// Defaults to no limit.
+	Rate Rate
+	// RatePerKey is how many jobs with the same JobData.Key start in a time;
+	// those without one are not limited by it. Defaults to no limit.
+	RatePerKey Rate
+	// KeyRound is how many due jobs of one key are started, 1 to 10,000, before
+	// those of the next key have their turn, however long they wait: so one key
+	// with a million jobs does not starve the others. Jobs without a key share a
+	// turn. Defaults to no rounds: the oldest jobs go first, as far as limits let
+	// them.
+	KeyRound int
+	// MaxPending is how many jobs of the queue may be pending for another one to
+	// be created, 1 to 1,000,000; one more is refused with ErrQueueFull. Each
+	// creation counts them, one after another: CreateJobTx holds up others in
+	// this queue until its transaction ends. Jobs that become pending again, and
+	// those that OnDead makes, are never refused. Every process that creates jobs
+	// in the queue must say the same. Defaults to no bound.
+	MaxPending int
 }
 
 const (
@@ -81,6 +116,7 @@ type queue struct {
 	name     JobQueue
 	progress [3]progress // by lanesOf
 	turn     turn        // to claim
+	rounds   rounds
 	draining atomic.Bool // the resident loop is claiming its jobs
 	unpolled atomic.Bool // a poll left it out because of that
 	ranked   atomic.Bool // the database knows that its jobs have priorities
@@ -151,6 +187,10 @@ func newQueue(name JobQueue, config, base QueueConfig) (*queue, error) {
 	setDefault(&config.PriorityAge, base.PriorityAge)
 	setDefault(&config.OnDead, base.OnDead)
 	config.SkipFailed = config.SkipFailed || base.SkipFailed
+	config.inheritLimits(base)
+	if err := config.checkLimits(name); err != nil {
+		return nil, err
+	}
 	return &queue{QueueConfig: config, name: name, turn: make(turn, 1)}, nil
 }
 

@@ -20,9 +20,11 @@ type newRow struct {
 	runAt       *time.Time // nil: now
 	maxAttempts int32
 	priority    int32
+	jobKey      *string     // nil: none
 	timeoutMS   *int64      // nil: what the queue says
 	attributes  *string     // JSON; nil: none
 	unique      *uniqueness // nil: it is not
+	bounded     bool        // its queue may be full
 }
 
 func (r *newRow) key() pgtype.UUID { return pgtype.UUID{Bytes: r.id, Valid: true} }
@@ -32,6 +34,9 @@ func (r *newRow) job() *Job {
 	job := &Job{
 		ID: r.id.String(), Name: r.name, Queue: JobQueue(r.queue), Status: JobStatusPending, Payload: json.RawMessage(r.payload),
 		MaxAttempts: int(r.maxAttempts), Priority: int(r.priority), Errors: []JobError{},
+	}
+	if r.jobKey != nil {
+		job.Key = *r.jobKey
 	}
 	if r.timeoutMS != nil {
 		job.Timeout = time.Duration(*r.timeoutMS) * time.Millisecond
@@ -93,6 +98,9 @@ func (s *Scheduler) newRow(ctx context.Context, name string, data JobData) (row 
 	if row.unique, inputErr = uniquenessOf(data); inputErr != nil {
 		return row, inputErr
 	}
+	if row.jobKey, inputErr = keyIn(q, data); inputErr != nil {
+		return row, inputErr
+	}
 	if row.attributes, err = encodeAttributes(data, Traceparent(ctx)); err != nil {
 		return row, err
 	}
@@ -102,6 +110,7 @@ func (s *Scheduler) newRow(ctx context.Context, name string, data JobData) (row 
 	if row.id, err = uuid.NewV7(); err != nil {
 		return row, fmt.Errorf("make a job id: %w", err)
 	}
+	row.bounded = q.MaxPending > 0
 	row.name, row.queue, row.maxAttempts, row.priority = name, string(q.name), int32(data.MaxAttempts), int32(data.Priority)
 	if row.maxAttempts == 0 {
 		row.maxAttempts = int32(q.MaxAttempts)
@@ -122,20 +131,23 @@ func storableTime(runAt time.Time) (*time.Time, error) {
 	return &utc, nil
 }
 
+// isCounted: its creation depends on what else there is.
+func (r *newRow) isCounted() bool { return r.unique != nil || r.bounded }
+
 // columnsOf are the jobs column by column, as unnest takes them.
 func columnsOf(jobs []newRow) []any {
 	n := len(jobs)
 	keys := make([]pgtype.UUID, n)
 	names, queues, payloads := make([]string, n), make([]string, n), make([]string, n)
 	runAts, maxAttempts, timeouts := make([]*time.Time, n), make([]int32, n), make([]*int64, n)
-	attributes := make([]*string, n)
+	attributes, jobKeys := make([]*string, n), make([]*string, n)
 	for i := range jobs {
 		row := &jobs[i]
 		keys[i], names[i], queues[i], payloads[i] = row.key(), row.name, row.queue, row.payload
 		runAts[i], maxAttempts[i], timeouts[i] = row.runAt, row.maxAttempts, row.timeoutMS
-		attributes[i] = row.attributes
+		attributes[i], jobKeys[i] = row.attributes, row.jobKey
 	}
-	return []any{keys, names, queues, payloads, runAts, maxAttempts, timeouts, attributes, prioritiesOf(jobs)}
+	return []any{keys, names, queues, payloads, runAts, maxAttempts, timeouts, attributes, prioritiesOf(jobs), jobKeys}
 }
 
 // prioritiesOf are the priorities of jobs; nil if they are 0 everywhere.

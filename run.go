@@ -42,7 +42,12 @@ type RunReport struct {
 	Lost       int        `json:"lost"`        // the lease was lost: others have the jobs now
 	Running    int        `json:"running"`     // not finished yet; 0 once Done
 	Done       bool       `json:"done"`        // the run is over and all it picked is recorded
-	NextDueAt  *time.Time `json:"next_due_at"` // when the next job that this filter picks is due, past if one is due now; nil if none waits or the run is not done
+	NextDueAt  *time.Time `json:"next_due_at"` // when the next job that this filter picks is due, past if one is due now; that of a lease if it has to wait until others are finished; nil if none waits or the run is not done
+	// RateLimitedUntil is until when QueueConfig.Rate lets no job of the queue
+	// start, or RatePerKey none of the keys that have due jobs and may not go on
+	// yet, of which it is the first to go on; nil: no rate is in the way, or the
+	// run is not done.
+	RateLimitedUntil *time.Time `json:"rate_limited_until"`
 }
 
 // run is one call of the Run endpoint, or of Run.
@@ -55,6 +60,7 @@ type run struct {
 	mu     sync.Mutex
 	report RunReport
 	free   sync.WaitGroup // jobs that are picked and not yet recorded
+	freed  chan struct{}  // one of them was recorded since
 	done   chan struct{}
 	err    error // read after done
 }
@@ -131,7 +137,7 @@ func (s *Scheduler) newRun(values context.Context, filter RunFilter) (*run, erro
 	if err != nil {
 		return nil, fmt.Errorf("make a run id: %w", err)
 	}
-	r := &run{s: s, queue: q, filter: filter, values: values, done: make(chan struct{})}
+	r := &run{s: s, queue: q, filter: filter, values: values, done: make(chan struct{}), freed: make(chan struct{}, 1)}
 	r.report = RunReport{RunID: id.String(), Queue: filter.Queue, Status: filter.Status}
 	return r, nil
 }
@@ -141,9 +147,9 @@ func (r *run) work(ctx context.Context) error {
 	beginErr := r.s.beginRun(ctx, r.queue)
 	err := errors.Join(beginErr, r.pick(ctx))
 	r.free.Wait()
-	next, nextErr := r.s.nextDue(r.queue, r.filter.Status)
+	next, limitedUntil, nextErr := r.s.nextDue(r.queue, r.filter.Status)
 	r.mu.Lock()
-	r.report.Done, r.report.NextDueAt = true, next
+	r.report.Done, r.report.NextDueAt, r.report.RateLimitedUntil = true, next, limitedUntil
 	picked := r.report.Picked
 	r.mu.Unlock()
 	if picked == 0 {
@@ -159,12 +165,10 @@ func (r *run) pick(ctx context.Context) error {
 	ctx, cancel := r.s.whileOpen(ctx)
 	defer cancel()
 	for left := r.filter.Limit; left > 0; {
-		want := left
 		if r.queue.blocking() {
 			r.free.Wait() // strictly one after another
-			want = 1
 		}
-		room := r.s.capacity.take(ctx, want, r.patience())
+		room := r.s.capacity.take(ctx, r.queue.most(left), r.patience())
 		if room == 0 {
 			return context.Cause(ctx)
 		}
@@ -175,11 +179,29 @@ func (r *run) pick(ctx context.Context) error {
 		}
 		r.start(jobs)
 		left -= len(jobs)
-		if len(jobs) < room {
+		if len(jobs) < room && (!r.queue.limited() || !r.awaitRecord(ctx)) {
 			return nil
 		}
 	}
 	return nil
+}
+
+// awaitRecord waits until one of the run's jobs is recorded, in whose place
+// another one may start: false if it has none.
+func (r *run) awaitRecord(ctx context.Context) bool {
+	if r.snapshot().Running == 0 {
+		select {
+		case <-r.freed:
+			return true
+		default:
+			return false
+		}
+	}
+	select {
+	case <-r.freed:
+	case <-ctx.Done():
+	}
+	return true
 }
 
 // patience is how long a run waits for room: while it has jobs of its own
@@ -224,6 +246,7 @@ func (r *run) recorded(o *outcome) {
 		r.report.Snoozed++
 	}
 	r.mu.Unlock()
+	wake(r.freed)
 	r.free.Done()
 }
 
@@ -233,18 +256,26 @@ func (r *run) snapshot() RunReport {
 	return r.report
 }
 
-const nextDueSQL = `SELECT {{schema}}.next_due($1::text, $2::text, $3::text[])`
+const nextDueSQL = `
+SELECT {{schema}}.next_due($1::text, $2::text, $3::text[]),
+    (SELECT {{schema}}.rate_limited_until(q.name) FROM {{schema}}.queues q WHERE q.name = $1::text AND q.limited)`
 
-// nextDue tells when the next job that a run with this filter picks is due.
-func (s *Scheduler) nextDue(q *queue, status JobStatus) (*time.Time, error) {
+// nextDue tells when the next job that a run with this filter picks is due, and
+// until when rates let none start.
+func (s *Scheduler) nextDue(q *queue, status JobStatus) (at, limitedUntil *time.Time, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), claimTimeout)
 	defer cancel()
-	var at *time.Time
-	if err := s.pool.QueryRow(ctx, s.sql(nextDueSQL), string(q.name), string(status), s.names).Scan(&at); err != nil {
-		return nil, fmt.Errorf("look for the next due job: %w", explained(err))
+	if err := s.pool.QueryRow(ctx, s.sql(nextDueSQL), string(q.name), string(status), s.names).Scan(&at, &limitedUntil); err != nil {
+		return nil, nil, fmt.Errorf("look for the next due job: %w", explained(err))
 	}
-	if at != nil {
-		*at = at.UTC()
+	return inUTC(at), inUTC(limitedUntil), nil
+}
+
+// inUTC is a time of the database, or nil.
+func inUTC(at *time.Time) *time.Time {
+	if at == nil {
+		return nil
 	}
-	return at, nil
+	utc := at.UTC()
+	return &utc
 }

@@ -139,7 +139,7 @@ func TestReportSums(t *testing.T) {
 	require.NoError(t, err)
 	var fields map[string]any
 	require.NoError(t, json.Unmarshal(text, &fields))
-	for _, field := range []string{"run_id", "queue", "status", "picked", "succeeded", "failed", "dead", "cancelled", "snoozed", "handed_back", "lost", "running", "done", "next_due_at"} {
+	for _, field := range []string{"run_id", "queue", "status", "picked", "succeeded", "failed", "dead", "cancelled", "snoozed", "handed_back", "lost", "running", "done", "next_due_at", "rate_limited_until"} {
 		require.Contains(t, fields, field)
 		delete(fields, field)
 	}

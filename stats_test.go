@@ -40,6 +40,8 @@ func TestQueueStats(t *testing.T) {
 		require.Len(t, stats, len(expected))
 		require.True(t, slices.IsSortedFunc(stats, func(a, b scheduler.QueueStat) int { return slices.Compare([]byte(a.Queue), []byte(b.Queue)) }))
 		for _, stat := range stats {
+			require.Equal(t, stat.Queue == scheduler.JobQueueBlocking, stat.HeldBy != nil)
+			stat.HeldBy = nil // several of its jobs are running, which can't be
 			require.Equal(t, *expected[stat.Queue], stat)
 		}
 	}
@@ -84,4 +86,36 @@ func TestQueueStatsOfAnotherProcess(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, scheduler.QueueStat{Queue: "mails", Pending: 1, Scheduled: 1, Failed: 1, OldestDueAt: &job.RunAt}, stats[2])
 	}
+}
+
+// The stats name the job that holds a blocking queue, and why.
+func TestQueueStatsNameTheHolderOfABlockingQueue(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	g := newGated(t, scheduler.QueueConfig{Extends: scheduler.JobQueueBlocking})
+	heldBy := func() *scheduler.QueueHolder {
+		stats, err := g.QueueStats(t.Context())
+		require.NoError(t, err)
+		require.Nil(t, stats[0].HeldBy, "an empty queue")
+		require.Nil(t, stats[1].HeldBy, "another kind of queue")
+		return stats[2].HeldBy
+	}
+	require.Nil(t, heldBy())
+	mustCreate(t, g.Scheduler, "ok", scheduler.JobData{})
+	first := g.create(t, "")
+	g.create(t, "")
+	job := mustGet(t, g.Scheduler, first)
+	holder := &scheduler.QueueHolder{ID: first, Name: "work", Status: scheduler.JobStatusPending, RunAt: job.RunAt}
+	require.Equal(t, holder, heldBy(), "no run has come")
+
+	_, run := g.start(t, 1, 1)
+	job = mustGet(t, g.Scheduler, first)
+	holder.Status, holder.Attempt, holder.StartedAt = scheduler.JobStatusRunning, 1, job.StartedAt
+	require.Equal(t, holder, heldBy())
+	g.gate(first) <- scheduler.RetryAfter(time.Hour, nil)
+	await(t, run)
+	holder.Status, holder.RunAt = scheduler.JobStatusFailed, mustGet(t, g.Scheduler, first).RunAt
+	require.Equal(t, holder, heldBy(), "until its retry")
+	mustExec(t, pool, "UPDATE "+g.schema+".jobs SET status = 'dead', lane = NULL, finished_at = now() WHERE id = $1::text::uuid", first)
+	require.NotEqual(t, first, heldBy().ID)
 }

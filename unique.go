@@ -67,24 +67,26 @@ func uniquenessOf(data JobData) (*uniqueness, *InputError) {
 	return nil, nil
 }
 
-// uniqueColumns are the parameters $1 to $12 of create_unique.
+// uniqueColumns are the parameters $1 to $14 of create_unique.
 func uniqueColumns(rows []newRow) []any {
 	n := len(rows)
 	keys, lasts, replaces := make([]*string, n), make([]*int64, n), make([]bool, n)
+	bounded := false
 	for i := range rows {
+		bounded = bounded || rows[i].bounded
 		if u := rows[i].unique; u != nil {
 			microseconds := u.lasts.Microseconds()
 			keys[i], lasts[i], replaces[i] = &u.key, &microseconds, u.replaces
 		}
 	}
-	return append(columnsOf(rows), keys, lasts, replaces)
+	return append(columnsOf(rows), keys, lasts, replaces, bounded)
 }
 
 const createUniqueSQL = `
 SELECT ` + jobColumns + `, duplicate, changed, coalesce(asked, ''), (extract(epoch FROM run_at - now()) * 1000000)::bigint,
-    ` + othersListen + `$15::text::uuid)
+    ` + othersListen + `$17::text::uuid)
 FROM {{schema}}.create_unique($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
-    $8::text[], $9::int[], $10::text[], $11::bigint[], $12::bool[], $13::text, $14::text) AS u, LATERAL (SELECT (u.job).*) AS j`
+    $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool, $15::text, $16::text) AS u, LATERAL (SELECT (u.job).*) AS j`
 
 // found is the job that there is after a creation which may find one.
 type found struct {
@@ -125,9 +127,9 @@ func (s *Scheduler) createUnique(ctx context.Context, row *newRow, from *keyedRe
 
 const createUniqueJobsSQL = `
 SELECT (job).id::text, (job).queue, now(), changed, (extract(epoch FROM (job).run_at - now()) * 1000000)::bigint,
-    ` + othersListen + `$13::text::uuid)
+    ` + othersListen + `$15::text::uuid)
 FROM {{schema}}.create_unique($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
-    $8::text[], $9::int[], $10::text[], $11::bigint[], $12::bool[]) WITH ORDINALITY AS u (job, duplicate, changed, asked, place) ORDER BY place`
+    $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool) WITH ORDINALITY AS u (job, duplicate, changed, asked, place) ORDER BY place`
 
 // insertUniqueJobs stores all jobs or none, tells of them, and returns the ids
 // of those there are in their places. at is when the new ones were created.

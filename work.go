@@ -93,7 +93,7 @@ func wake(c chan struct{}) {
 
 // workQueue claims jobs of one queue as handlers may start, for as long as some
 // are due, whenever it is woken.
-func (s *Scheduler) workQueue(ctx, values context.Context, q *queue, wake <-chan struct{}) {
+func (s *Scheduler) workQueue(ctx, values context.Context, q *queue, wake chan struct{}) {
 	for {
 		select {
 		case <-wake:
@@ -101,9 +101,9 @@ func (s *Scheduler) workQueue(ctx, values context.Context, q *queue, wake <-chan
 			return
 		}
 		q.draining.Store(true)
-		err := s.drain(ctx, values, q)
+		err := s.drain(ctx, values, q, wake)
 		q.draining.Store(false)
-		if q.unpolled.Swap(false) {
+		if q.unpolled.Swap(false) || q.rated() { // when a rate lets the next one start has to be asked
 			s.resident.alarm.in(0)
 		}
 		if err != nil && ctx.Err() == nil {
@@ -113,7 +113,7 @@ func (s *Scheduler) workQueue(ctx, values context.Context, q *queue, wake <-chan
 	}
 }
 
-func (s *Scheduler) drain(ctx, values context.Context, q *queue) error {
+func (s *Scheduler) drain(ctx, values context.Context, q *queue, again chan struct{}) error {
 	free := make(chan struct{}, 1) // in a blocking queue: the job that holds it is recorded
 	recorded := func(o *outcome) {
 		switch {
@@ -127,13 +127,12 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue) error {
 		}
 		s.underway.Done()
 		wake(free)
+		if q.limited() { // another one may start in its place
+			wake(again)
+		}
 	}
 	for {
-		want := mostLimit
-		if q.blocking() {
-			want = 1
-		}
-		room := s.capacity.take(ctx, want, nil)
+		room := s.capacity.take(ctx, q.most(mostLimit), nil)
 		if room == 0 {
 			return nil
 		}

@@ -22,6 +22,8 @@ CREATE DOMAIN {{schema}}.job_queue AS text CONSTRAINT job_queue_is_a_place CHECK
 CREATE DOMAIN {{schema}}.job_name AS text CONSTRAINT job_name_length CHECK (length(VALUE) BETWEEN 1 AND 128);
 CREATE DOMAIN {{schema}}.job_status AS text
     CONSTRAINT job_status_known CHECK (VALUE IN ('pending', 'running', 'succeeded', 'failed', 'dead', 'cancelled'));
+CREATE DOMAIN {{schema}}.job_key AS text COLLATE "C" CONSTRAINT job_key_length CHECK (octet_length(VALUE) <= 256);
+CREATE DOMAIN {{schema}}.job_slot AS smallint CONSTRAINT job_slot_known CHECK (VALUE BETWEEN 0 AND 2);
 CREATE DOMAIN {{schema}}.job_errors AS jsonb CONSTRAINT job_errors_is_array CHECK (jsonb_typeof(VALUE) = 'array');
 
 CREATE TABLE {{schema}}.jobs (
@@ -45,12 +47,16 @@ CREATE TABLE {{schema}}.jobs (
     result       jsonb,
     errors       {{schema}}.job_errors,                      -- [{attempt, at, error}], newest last, NULL when none
     attributes   jsonb,                                      -- {owner, tags, metadata, unique_key, …}, what is searched by; NULL when none
+    key          {{schema}}.job_key,                         -- whose job it is to the limits of its queue; '' is nobody's, NULL too, see 009_limits.sql
+    slot         {{schema}}.job_slot,                        -- what it takes up of those limits; NULL: nothing
 
     CONSTRAINT jobs_waits_in_lane CHECK (
         CASE status WHEN 'pending' THEN lane = 3 * priority WHEN 'failed' THEN lane = 3 * priority + 1
             WHEN 'running' THEN lane BETWEEN 3 * priority AND 3 * priority + 2 ELSE lane IS NULL END IS TRUE),
-    CONSTRAINT jobs_running_has_lease CHECK ((status = 'running') = (lease_id IS NOT NULL) AND (cancelling IS NULL OR lease_id IS NOT NULL)),
-    CONSTRAINT jobs_live_is_unfinished CHECK ((lane IS NOT NULL) = (finished_at IS NULL) AND (lease_id IS NULL OR lane IS NOT NULL)),
+    CONSTRAINT jobs_running_has_lease CHECK ((status = 'running') = (lease_id IS NOT NULL) AND (cancelling IS NULL OR lease_id IS NOT NULL)
+        AND (slot IS NULL OR slot = 0 OR lease_id IS NOT NULL)),
+    CONSTRAINT jobs_live_is_unfinished CHECK ((lane IS NOT NULL) = (finished_at IS NULL)
+        AND (lane IS NOT NULL OR lease_id IS NULL AND slot IS NULL)),
     CONSTRAINT jobs_attempt_in_range CHECK (attempt <= max_attempts AND attempt <= claims)
 ) WITH (
     -- Half of a page is left for the row versions that claims write: those then
@@ -82,6 +88,12 @@ CREATE INDEX jobs_cancelling ON {{schema}}.jobs (id) WHERE cancelling;
 -- attributes @> '{"tags": ["a"]}'. Jobs without any are not in here.
 CREATE INDEX jobs_attributes ON {{schema}}.jobs USING gin (attributes jsonb_path_ops) WHERE attributes IS NOT NULL;
 
+-- Of queues whose limits ask for them, see 009_limits.sql: what waits or runs by
+-- its key, and what takes up a limit. Others are not in here, and a claim of
+-- theirs changes neither column.
+CREATE INDEX jobs_of_keys ON {{schema}}.jobs (queue, key, lane, run_at, id) WHERE key IS NOT NULL AND lane IS NOT NULL;
+CREATE INDEX jobs_in_slots ON {{schema}}.jobs (queue, key, slot) WHERE slot IS NOT NULL;
+
 -- One row for each process that holds or may claim jobs. Renewing it renews
 -- everything the process runs in one write.
 CREATE TABLE {{schema}}.leases (
@@ -99,11 +111,14 @@ CREATE TABLE {{schema}}.queues (
     head         uuid,   -- blocking queues: the job that was started last and holds the queue until it is finished
     prioritized  boolean NOT NULL DEFAULT false, -- it has, or had, jobs of a priority other than 0, see prioritize
     paused       boolean NOT NULL DEFAULT false, -- nothing of it is claimed, see pause_queue
+    limited      boolean NOT NULL DEFAULT false, -- it has limits, see queue_limits
+    max_pending  integer, -- a creation beyond it is refused, see make_room; NULL: none is
     on_dead      text,   -- name of the job that is created when one dies, see tell_dead; '' is none, NULL that nobody has said
 
     CONSTRAINT queues_base_known CHECK (base IN ('default', 'blocking')),
     CONSTRAINT queues_name_is_a_place CHECK (name <> 'failed'),
     CONSTRAINT queues_max_attempts_positive CHECK (max_attempts > 0),
+    CONSTRAINT queues_max_pending_positive CHECK (max_pending > 0),
     -- One that is no job's name would keep a death from being recorded.
     CONSTRAINT queues_on_dead_is_a_name CHECK (on_dead ~ '^([A-Za-z0-9][A-Za-z0-9_.:/-]{0,127})?$')
 );
@@ -136,7 +151,7 @@ $$;
 CREATE FUNCTION {{schema}}.create_job(
     name text, run_at timestamptz DEFAULT now(), payload jsonb DEFAULT 'null', queue text DEFAULT 'default',
     owner text DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL,
-    unique_key text DEFAULT NULL, unique_for interval DEFAULT NULL, priority integer DEFAULT 0
+    unique_key text DEFAULT NULL, unique_for interval DEFAULT NULL, priority integer DEFAULT 0, key text DEFAULT NULL
 ) RETURNS uuid
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
@@ -146,6 +161,9 @@ DECLARE
     v_priority integer := coalesce(create_job.priority, 0);
     v_base     text;
     v_attempts integer;
+    v_limited  boolean;
+    v_bound    integer;
+    v_key      text := nullif(create_job.key, '');
 BEGIN
     IF create_job.name IS NULL OR create_job.name !~ '^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}$' THEN
         RAISE EXCEPTION 'create_job: name %: expected 1 to 128 letters, digits or _ . : / -, beginning with a letter or digit',
@@ -155,7 +173,7 @@ BEGIN
         RAISE EXCEPTION 'create_job: queue ''failed'' is a view of the failed jobs of ''default'', not a place: create the job in ''default'''
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    SELECT q.max_attempts, q.base INTO v_attempts, v_base FROM {{schema}}.queues q WHERE q.name = v_queue;
+    SELECT q.max_attempts, q.base, q.limited, q.max_pending INTO v_attempts, v_base, v_limited, v_bound FROM {{schema}}.queues q WHERE q.name = v_queue;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'create_job: queue %: nobody declared it; known are %', quote_literal(left(v_queue, 64)),
             (SELECT string_agg(q.name, ', ' ORDER BY q.name) FROM {{schema}}.queues q)
@@ -168,6 +186,12 @@ BEGIN
         RAISE EXCEPTION 'create_job: priority %: queue % runs strictly in order: expected 0', v_priority, quote_literal(v_queue)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    IF octet_length(v_key) > 256 THEN
+        RAISE EXCEPTION 'create_job: key has % bytes: expected at most 256', octet_length(v_key) USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF v_limited THEN
+        v_key := {{schema}}.key_in(v_queue, v_key, v_priority);
+    END IF;
     IF NOT isfinite(v_run_at) OR v_run_at < '0001-01-01 00:00:00+00' OR v_run_at >= '10000-01-01 00:00:00+00' THEN
         RAISE EXCEPTION 'create_job: run_at %: expected a time from year 1 to 9999', v_run_at USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -175,17 +199,18 @@ BEGIN
         RAISE EXCEPTION 'create_job: payload has % bytes: expected at most 1048576', octet_length(create_job.payload::text)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF create_job.unique_key <> '' OR create_job.unique_for <> '0' THEN
+    IF create_job.unique_key <> '' OR create_job.unique_for <> '0' OR v_bound IS NOT NULL THEN
         RETURN {{schema}}.create_unique_job(v_id, create_job.name, v_run_at, coalesce(create_job.payload, 'null'), v_queue, v_attempts,
-            {{schema}}.job_attributes(create_job.owner, create_job.tags, create_job.metadata), v_priority, create_job.unique_key, create_job.unique_for);
+            {{schema}}.job_attributes(create_job.owner, create_job.tags, create_job.metadata), v_priority, v_key,
+            nullif(create_job.unique_key, ''), create_job.unique_for);
     END IF;
 
     IF v_priority <> 0 THEN
         PERFORM {{schema}}.prioritize(ARRAY[v_queue]);
     END IF;
-    INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, attributes, priority, lane)
+    INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, attributes, priority, lane, key)
     VALUES (v_id, create_job.name, v_queue, coalesce(create_job.payload, 'null'), v_run_at, v_attempts,
-        {{schema}}.job_attributes(create_job.owner, create_job.tags, create_job.metadata), v_priority, 3 * v_priority);
+        {{schema}}.job_attributes(create_job.owner, create_job.tags, create_job.metadata), v_priority, 3 * v_priority, v_key);
     PERFORM {{schema}}.notify_created(v_queue, v_run_at);
     IF v_run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = v_queue) THEN
         PERFORM {{schema}}.wake_workers(v_queue);

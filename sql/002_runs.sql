@@ -8,7 +8,8 @@
 -- Starts an attempt of up to n due jobs, oldest first; of those with a run_at
 -- not before since (NULL: of all). since spares a claim the index entries of
 -- the jobs that were claimed before it, which stay there until a vacuum. Where
--- jobs have priorities, claim_by_priority chooses, and since counts for nothing.
+-- jobs have priorities, claim_by_priority chooses, and claim_limited where the
+-- queue has limits; since counts for nothing then.
 --
 -- SKIP LOCKED lets any number of runs claim side by side without waiting for
 -- each other or taking the same job: a row that two runs look at is locked by
@@ -20,21 +21,29 @@
 CREATE FUNCTION {{schema}}.claim(
     queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, since timestamptz, overdue interval)
 RETURNS TABLE (id uuid, name {{schema}}.job_name, payload jsonb, run_at {{schema}}.job_time, created_at {{schema}}.job_time,
-    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb, priority smallint)
+    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb, priority smallint, key {{schema}}.job_key)
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     v_paused      boolean;
     v_prioritized boolean;
+    v_limited     boolean;
 BEGIN
     IF NOT pg_try_advisory_xact_lock_shared(hashtextextended('{{schema_name}}.' || claim.queue, 7041974)) THEN
         RETURN;
     END IF;
-    SELECT q.paused, q.prioritized INTO v_paused, v_prioritized FROM {{schema}}.queues q WHERE q.name = claim.queue;
+    SELECT q.paused, q.prioritized, q.limited INTO v_paused, v_prioritized, v_limited FROM {{schema}}.queues q WHERE q.name = claim.queue;
     IF NOT FOUND THEN
         SELECT a.paused INTO v_paused FROM {{schema}}.all_queues a;
     END IF;
     IF v_paused THEN
+        RETURN;
+    END IF;
+    IF v_limited THEN
+        RETURN QUERY
+            SELECT c.id, c.name, c.payload, c.run_at, c.created_at, c.started_at,
+                c.attempt, c.max_attempts, c.errors, c.timeout_ms, c.claims, c.attributes, c.priority, c.key
+            FROM {{schema}}.claim_limited(claim.queue, claim.pending, claim.failed, claim.names, claim.lease, claim.n, claim.overdue) AS c;
         RETURN;
     END IF;
     PERFORM FROM {{schema}}.leases l WHERE l.id = claim.lease AND l.expires_at > clock_timestamp() FOR KEY SHARE;
@@ -44,7 +53,7 @@ BEGIN
     IF v_prioritized THEN
         RETURN QUERY
             SELECT c.id, c.name, c.payload, c.run_at, c.created_at, c.started_at,
-                c.attempt, c.max_attempts, c.errors, c.timeout_ms, c.claims, c.attributes, c.priority
+                c.attempt, c.max_attempts, c.errors, c.timeout_ms, c.claims, c.attributes, c.priority, c.key
             FROM {{schema}}.claim_by_priority(claim.queue, claim.pending, claim.failed, claim.names, claim.lease, claim.n, claim.overdue) AS c;
         RETURN;
     END IF;
@@ -66,7 +75,7 @@ BEGIN
             SELECT due.row FROM (SELECT * FROM pending UNION ALL SELECT * FROM failed) AS due
             ORDER BY due.run_at, due.id LIMIT claim.n))
         RETURNING j.id, j.name, j.payload, j.run_at, j.created_at, j.started_at,
-            j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims, j.attributes, j.priority;
+            j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims, j.attributes, j.priority, j.key;
 END
 $$;
 
@@ -98,6 +107,7 @@ DECLARE
 BEGIN
     UPDATE {{schema}}.jobs j
     SET status = f.status, lease_id = NULL, cancelling = NULL, result = f.result::jsonb,
+        slot = CASE WHEN j.slot = 2 AND f.status IN ('pending', 'failed') THEN 0 END,
         lane = CASE f.status WHEN 'pending' THEN 3 * j.priority WHEN 'failed' THEN 3 * j.priority + 1 END,
         attempt = j.attempt - f.refund,
         run_at = CASE WHEN f.delay_us IS NULL THEN j.run_at ELSE now() + f.delay_us * interval '1 microsecond' END,
@@ -109,7 +119,7 @@ BEGIN
     GET DIAGNOSTICS v_recorded = ROW_COUNT;
     IF v_recorded < cardinality(finish.ids) THEN
         UPDATE {{schema}}.jobs j
-        SET status = 'cancelled', lease_id = NULL, cancelling = NULL, lane = NULL, finished_at = now(),
+        SET status = 'cancelled', lease_id = NULL, cancelling = NULL, lane = NULL, slot = NULL, finished_at = now(),
             errors = {{schema}}.with_error(j.errors, j.attempt, {{schema}}.cancelled_error(f.failure))
         FROM unnest(finish.ids, finish.claims, finish.statuses, finish.failures) AS f (id, claims, status, failure)
         WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running' AND j.cancelling AND f.status <> 'succeeded';
@@ -160,12 +170,13 @@ BEGIN
     v_jobs := ARRAY(
         SELECT r.id FROM {{schema}}.jobs r
         WHERE r.lane IS NOT NULL AND r.status = 'running' AND r.lease_id = ANY (v_lost)
-        ORDER BY r.id FOR UPDATE SKIP LOCKED);
+        ORDER BY r.id::text FOR UPDATE SKIP LOCKED); -- the order of ids, in which no index could be walked through
     RETURN QUERY
         UPDATE {{schema}}.jobs j
         SET status = CASE WHEN j.cancelling THEN 'cancelled' WHEN j.attempt < j.max_attempts THEN 'pending' ELSE 'dead' END,
             lane = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN 3 * j.priority END,
             finished_at = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN NULL ELSE now() END,
+            slot = CASE WHEN j.slot = 2 AND j.cancelling IS NULL AND j.attempt < j.max_attempts THEN 0 END,
             lease_id = NULL, cancelling = NULL,
             errors = {{schema}}.with_error(j.errors, j.attempt, CASE WHEN j.cancelling THEN 'job cancelled: ' ELSE '' END
                 || 'lease lost: the process that ran this attempt ended or could not renew its lease')
@@ -187,6 +198,7 @@ LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = of
     SET status = CASE WHEN j.cancelling THEN 'cancelled' ELSE 'pending' END,
         lane = CASE WHEN j.cancelling IS NULL THEN 3 * j.priority END,
         finished_at = CASE WHEN j.cancelling THEN now() END,
+        slot = CASE WHEN j.slot = 2 AND j.cancelling IS NULL THEN 0 END,
         lease_id = NULL, cancelling = NULL, attempt = CASE WHEN j.cancelling THEN j.attempt ELSE greatest(j.attempt - 1, 0) END,
         errors = CASE WHEN j.cancelling THEN {{schema}}.with_error(j.errors, j.attempt, 'job cancelled') ELSE j.errors END
     WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = hand_back.lease AND NOT j.id = ANY (hand_back.held)
@@ -213,6 +225,7 @@ DECLARE
     v_priority integer;
     v_pending  timestamptz;
     v_failed   timestamptz;
+    v_due      timestamptz;
     v_lost     timestamptz;
 BEGIN
     SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = next_due.queue;
@@ -241,14 +254,18 @@ BEGIN
             v_failed := least(v_failed, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority + 1, 'failed', next_due.names));
         END IF;
     END LOOP;
+    v_due := least(v_pending, v_failed);
+    IF v_queue.limited AND v_due <= now() THEN
+        v_due := {{schema}}.next_start(next_due.queue, next_due.status <> 'failed', next_due.status <> 'pending', next_due.names);
+    END IF;
     -- What is taken back from a lost lease is pending then.
-    IF next_due.status <> 'failed' AND (least(v_pending, v_failed) <= now()) IS NOT TRUE AND EXISTS (SELECT FROM {{schema}}.leases l WHERE l.expires_at <= now()) THEN
+    IF next_due.status <> 'failed' AND (v_due <= now()) IS NOT TRUE AND EXISTS (SELECT FROM {{schema}}.leases l WHERE l.expires_at <= now()) THEN
         SELECT min(l.expires_at) INTO v_lost FROM {{schema}}.leases l WHERE l.expires_at <= now() AND EXISTS (
             SELECT FROM {{schema}}.jobs j
             WHERE j.queue = next_due.queue AND j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = l.id
                 AND (next_due.names IS NULL OR j.name = ANY (next_due.names)));
     END IF;
-    RETURN least(v_pending, v_failed, v_lost);
+    RETURN least(v_due, v_lost);
 END
 $$;
 
@@ -320,7 +337,7 @@ $$;
 -- here with the queue's lock. Neither is one that was moved just before.
 CREATE FUNCTION {{schema}}.claim_blocking(queue text, skip_failed boolean, names text[], lease uuid)
 RETURNS TABLE (id uuid, name {{schema}}.job_name, payload jsonb, run_at {{schema}}.job_time, created_at {{schema}}.job_time,
-    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb, priority smallint)
+    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb, priority smallint, key {{schema}}.job_key)
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 #variable_conflict use_column
 DECLARE
@@ -360,7 +377,7 @@ BEGIN
     IF FOUND THEN
         UPDATE {{schema}}.queues q SET head = v_job.id WHERE q.name = claim_blocking.queue;
         RETURN QUERY SELECT v_job.id, v_job.name, v_job.payload, v_job.run_at, v_job.created_at, v_job.started_at,
-            v_job.attempt, v_job.max_attempts, v_job.errors, v_job.timeout_ms, v_job.claims, v_job.attributes, v_job.priority;
+            v_job.attempt, v_job.max_attempts, v_job.errors, v_job.timeout_ms, v_job.claims, v_job.attributes, v_job.priority, v_job.key;
     END IF;
 END
 $$;

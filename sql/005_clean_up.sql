@@ -72,6 +72,7 @@ BEGIN
     -- A running job whose lease was deleted by hand would never be rescued: give
     -- it one that has run out. Once in a pass over the old jobs.
     IF v_last IS NULL THEN
+        PERFORM {{schema}}.clean_up_starts();
         INSERT INTO {{schema}}.leases (id, holder, expires_at)
             SELECT DISTINCT j.lease_id, 'deleted', now() FROM {{schema}}.jobs j
             WHERE j.lane IS NOT NULL AND j.status = 'running' AND NOT EXISTS (SELECT FROM {{schema}}.leases l WHERE l.id = j.lease_id)

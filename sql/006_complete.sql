@@ -15,7 +15,7 @@ CREATE FUNCTION {{schema}}.complete(id uuid, claims integer, result text) RETURN
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET lock_timeout = '5s' AS $$
 BEGIN
     UPDATE {{schema}}.jobs j
-    SET status = 'succeeded', lease_id = NULL, cancelling = NULL, lane = NULL, result = complete.result::jsonb,
+    SET status = 'succeeded', lease_id = NULL, cancelling = NULL, lane = NULL, slot = NULL, result = complete.result::jsonb,
         -- Not now(), which is when the caller's transaction began.
         finished_at = clock_timestamp()
     WHERE j.id = complete.id AND j.claims = complete.claims AND j.status = 'running';

@@ -56,7 +56,7 @@ $$;
 CREATE FUNCTION {{schema}}.cancel_locked(ids uuid[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
-    UPDATE {{schema}}.jobs j SET status = 'cancelled', lane = NULL, finished_at = now()
+    UPDATE {{schema}}.jobs j SET status = 'cancelled', lane = NULL, slot = NULL, finished_at = now()
     WHERE j.id = ANY (cancel_locked.ids) AND j.status IN ('pending', 'failed');
     UPDATE {{schema}}.jobs j SET cancelling = true WHERE j.id = ANY (cancel_locked.ids) AND j.status = 'running';
 END

@@ -1,4 +1,4 @@
--- What people look at: lists of jobs, and how much waits in each queue.
+-- What people look at: lists of jobs. 010_stats.sql has how much waits in each queue.
 
 -- Dead and cancelled jobs, which have no result, are few among the finished
 -- ones, and what people look for. The condition must not name the status, which
@@ -124,26 +124,4 @@ LANGUAGE sql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off 
     UNION
     SELECT a.name FROM unnest(known_queues.asked) AS a (name)
     WHERE EXISTS (SELECT FROM {{schema}}.jobs j WHERE j.queue = a.name AND j.lane IS NOT NULL)
-$$;
-
--- What is not finished, counted by queue: of those that are declared, in the
--- database or by the caller, and those that have such jobs.
-CREATE FUNCTION {{schema}}.queue_stats(declared text[] DEFAULT '{}')
-RETURNS TABLE (queue text, pending bigint, scheduled bigint, failed bigint, running bigint, oldest_due_at timestamptz, paused boolean)
-LANGUAGE sql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
-    SELECT l.queue,
-        count(*) FILTER (WHERE l.status = 'pending' AND l.run_at <= now()),
-        count(*) FILTER (WHERE l.status = 'pending' AND l.run_at > now()),
-        count(*) FILTER (WHERE l.status = 'failed'),
-        count(*) FILTER (WHERE l.status = 'running'),
-        min(l.run_at) FILTER (WHERE l.status IN ('pending', 'failed') AND l.run_at <= now()),
-        coalesce(bool_or(l.paused), (SELECT a.paused FROM {{schema}}.all_queues a))
-    FROM (
-        SELECT j.queue::text, j.status::text, j.run_at::timestamptz, NULL::boolean AS paused FROM {{schema}}.jobs j WHERE j.lane IS NOT NULL
-        UNION ALL
-        SELECT q.name, NULL, NULL, q.paused FROM {{schema}}.queues q
-        UNION ALL
-        SELECT d.name, NULL, NULL, NULL FROM unnest(queue_stats.declared) AS d (name)
-    ) AS l
-    GROUP BY l.queue
 $$;

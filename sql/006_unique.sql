@@ -45,13 +45,17 @@ $$;
 -- asked the digest of the first request.
 CREATE FUNCTION {{schema}}.create_unique(
     ids uuid[], names text[], queues text[], payloads text[], run_ats timestamptz[], max_attempts integer[], timeouts_ms bigint[],
-    attributes text[], priorities integer[], keys text[], fors_us bigint[], replaces boolean[], idempotency_key text DEFAULT NULL, digest text DEFAULT NULL
+    attributes text[], priorities integer[], job_keys text[], keys text[], fors_us bigint[], replaces boolean[], bounded boolean,
+    idempotency_key text DEFAULT NULL, digest text DEFAULT NULL
 ) RETURNS TABLE (job {{schema}}.jobs, duplicate boolean, changed boolean, asked text)
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_new record;
     v_due text[] := '{}';
+    v_bounded text[]; -- queues with a bound
+    v_rooms bigint[]; -- and how many may be created in each
+    v_bound integer;
 BEGIN
     IF create_unique.priorities IS NOT NULL THEN
         PERFORM {{schema}}.prioritize(ARRAY(
@@ -75,8 +79,8 @@ BEGIN
     FOR v_new IN
         SELECT n.* FROM unnest(create_unique.ids, create_unique.names, create_unique.queues, create_unique.payloads, create_unique.run_ats,
                 create_unique.max_attempts, create_unique.timeouts_ms, create_unique.attributes, create_unique.priorities,
-                create_unique.keys, create_unique.fors_us, create_unique.replaces) WITH ORDINALITY
-            AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, key, for_us, replaces, place)
+                create_unique.job_keys, create_unique.keys, create_unique.fors_us, create_unique.replaces) WITH ORDINALITY
+            AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, job_key, key, for_us, replaces, place)
         ORDER BY n.place
     LOOP
         LOOP
@@ -98,9 +102,21 @@ BEGIN
                     EXIT;
                 END IF; -- else it has just been started, or is gone: look again
             ELSE
-                INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, lane)
+                IF create_unique.bounded THEN
+                    IF v_bounded IS NULL THEN
+                        SELECT coalesce(array_agg(r.queue), '{}'), array_agg(r.room) INTO v_bounded, v_rooms FROM {{schema}}.room_to_create(create_unique.queues) AS r;
+                    END IF;
+                    v_bound := array_position(v_bounded, v_new.queue);
+                    IF v_rooms[v_bound] = 0 THEN
+                        PERFORM {{schema}}.refuse_full(v_new.queue);
+                    END IF;
+                    IF v_bound IS NOT NULL THEN
+                        v_rooms[v_bound] := v_rooms[v_bound] - 1;
+                    END IF;
+                END IF;
+                INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, lane, key)
                 VALUES (v_new.id, v_new.name, v_new.queue, v_new.payload::jsonb, coalesce(v_new.run_at, now()), v_new.max_attempts,
-                    v_new.timeout_ms, v_new.attributes::jsonb, coalesce(v_new.priority, 0), 3 * coalesce(v_new.priority, 0))
+                    v_new.timeout_ms, v_new.attributes::jsonb, coalesce(v_new.priority, 0), 3 * coalesce(v_new.priority, 0), v_new.job_key)
                 RETURNING * INTO job;
                 UPDATE {{schema}}.unique_keys k SET job_id = job.id, retried_id = NULL WHERE k.name = v_new.name AND k.key = v_new.key;
                 EXIT;
@@ -121,10 +137,11 @@ BEGIN
 END
 $$;
 
--- What create_job does for a job with a key, or with what only such a job may have.
+-- What create_job does for a job with a unique key, or with what only such a job
+-- may have, and in a queue with a bound.
 CREATE FUNCTION {{schema}}.create_unique_job(
     id uuid, name text, run_at timestamptz, payload jsonb, queue text, max_attempts integer, attributes jsonb,
-    priority integer, unique_key text, unique_for interval
+    priority integer, key text, unique_key text, unique_for interval
 ) RETURNS uuid
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
@@ -140,15 +157,17 @@ BEGIN
     IF create_unique_job.unique_for < '0' OR create_unique_job.unique_for > '8784 hours' THEN
         RAISE EXCEPTION 'create_job: unique_for %: expected 0 to 366 days', create_unique_job.unique_for USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF coalesce(create_unique_job.unique_key, '') = '' THEN
+    IF create_unique_job.unique_key IS NULL AND create_unique_job.unique_for <> '0' THEN
         RAISE EXCEPTION 'create_job: unique_for % without a unique_key: expected both', create_unique_job.unique_for
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     SELECT (u.job).id, (u.job).queue, (u.job).run_at, u.changed INTO v_id, v_queue, v_run_at, v_changed
     FROM {{schema}}.create_unique(ARRAY[create_unique_job.id], ARRAY[create_unique_job.name], ARRAY[create_unique_job.queue],
         ARRAY[create_unique_job.payload::text], ARRAY[create_unique_job.run_at], ARRAY[create_unique_job.max_attempts], ARRAY[NULL::bigint],
-        ARRAY[(coalesce(create_unique_job.attributes, '{}') || jsonb_build_object('unique_key', create_unique_job.unique_key))::text],
-        ARRAY[nullif(create_unique_job.priority, 0)], ARRAY[create_unique_job.unique_key], ARRAY[(extract(epoch FROM create_unique_job.unique_for) * 1000000)::bigint], ARRAY[false]) AS u;
+        ARRAY[CASE WHEN create_unique_job.unique_key IS NULL THEN create_unique_job.attributes
+            ELSE coalesce(create_unique_job.attributes, '{}') || jsonb_build_object('unique_key', create_unique_job.unique_key) END::text],
+        ARRAY[nullif(create_unique_job.priority, 0)], ARRAY[create_unique_job.key], ARRAY[create_unique_job.unique_key],
+        ARRAY[(extract(epoch FROM create_unique_job.unique_for) * 1000000)::bigint], ARRAY[false], true) AS u;
     IF v_changed THEN
         PERFORM {{schema}}.notify_created(v_queue, v_run_at);
     END IF;

@@ -16,7 +16,7 @@ BEGIN
     INSERT INTO {{schema}}.jobs (id, name, payload, max_attempts, attributes)
         SELECT {{schema}}.new_job_id(), q.on_dead, jsonb_strip_nulls(jsonb_build_object(
                 'owner', j.attributes -> 'owner', 'tags', j.attributes -> 'tags', 'unique_key', j.attributes -> 'unique_key',
-                'id', j.id, 'name', j.name, 'queue', j.queue, 'priority', j.priority, 'status', j.status,
+                'id', j.id, 'name', j.name, 'queue', j.queue, 'key', nullif(j.key, ''), 'priority', j.priority, 'status', j.status,
                 'attempt', j.attempt, 'max_attempts', j.max_attempts,
                 'run_at', {{schema}}.json_time(j.run_at), 'created_at', {{schema}}.json_time(j.created_at),
                 'started_at', {{schema}}.json_time(j.started_at), 'finished_at', {{schema}}.json_time(j.finished_at),

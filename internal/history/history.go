@@ -1,0 +1,216 @@
+package history
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// History is what a log says, attempt by attempt.
+type History struct {
+	Attempts []*Attempt            // in the order of their begins
+	Jobs     map[string][]*Attempt // by job, likewise
+	events   []Event
+}
+
+// Attempt is one call of a handler.
+type Attempt struct {
+	Event             // of its begin
+	Begun     int     // the place of its begin in the log
+	Ended     int     // of its end, or of that of its process; the length of the log if it did not end
+	Outcome   Outcome // "": it did not return
+	Abandoned bool    // its process was killed before that, or so soon after it that it may not be recorded
+}
+
+// String names an attempt in what is found.
+func (a *Attempt) String() string {
+	return fmt.Sprintf("job %s (queue %q, key %q, order %d; process %d, lines %d to %d, %q)",
+		a.Job, a.Queue, a.Key, a.Order, a.Process, a.Begun+1, a.Ended+1, a.Outcome)
+}
+
+// recordedWithin is how soon after its return an attempt is recorded, or its
+// process was about to be killed.
+const recordedWithin = 5 * time.Second
+
+// New makes a history of the events of a log.
+func New(events []Event) (*History, error) {
+	h := &History{Jobs: map[string][]*Attempt{}, events: events}
+	type call struct {
+		process, attempt int
+		job              string
+	}
+	open := map[call]*Attempt{}
+	for i, event := range events {
+		id := call{event.Process, event.Attempt, event.Job}
+		switch event.Kind {
+		case Begin:
+			if open[id] != nil {
+				return nil, fmt.Errorf("line %d: %s begins twice", i+1, open[id])
+			}
+			a := &Attempt{Event: event, Begun: i, Ended: len(events)}
+			open[id] = a
+			h.Attempts = append(h.Attempts, a)
+			h.Jobs[event.Job] = append(h.Jobs[event.Job], a)
+		case End:
+			a := open[id]
+			if a == nil {
+				return nil, fmt.Errorf("line %d: an attempt of job %s ends that has not begun", i+1, event.Job)
+			}
+			a.Ended, a.Outcome = min(a.Ended, i), event.Outcome
+			delete(open, id)
+		case Kill:
+			for _, a := range h.Attempts {
+				if a.Process == event.Process && (a.Ended > i || event.At.Sub(events[a.Ended].At) < recordedWithin) {
+					a.Ended, a.Abandoned = min(a.Ended, i), true
+				}
+			}
+		default:
+			return nil, fmt.Errorf("line %d: kind %q: expected begin, end or kill", i+1, event.Kind)
+		}
+	}
+	return h, nil
+}
+
+// Check looks for one kind of fault, and describes each that it finds.
+type Check func(h *History) []string
+
+// Faults are what the checks find, at most 100.
+func (h *History) Faults(checks ...Check) (faults []string) {
+	for _, check := range checks {
+		faults = append(faults, check(h)...)
+	}
+	return faults[:min(len(faults), 100)]
+}
+
+// NeverTwiceAtOnce finds jobs of which two attempts ran at once.
+func NeverTwiceAtOnce(h *History) (faults []string) {
+	for _, attempts := range h.Jobs {
+		faults = append(faults, atMost(attempts, 1, "attempts of one job")...)
+	}
+	return faults
+}
+
+// NeverLost finds those of these jobs that did not come to an end, and those
+// that began again after one. Only what a process that was killed has returned
+// may not count.
+func NeverLost(jobs []string) Check {
+	return func(h *History) (faults []string) {
+		for _, job := range jobs {
+			attempts := h.Jobs[job]
+			if len(attempts) == 0 {
+				faults = append(faults, fmt.Sprintf("job %s never began", job))
+				continue
+			}
+			last := attempts[len(attempts)-1]
+			if !last.Outcome.isFinal() {
+				faults = append(faults, fmt.Sprintf("it did not come to an end: %s", last))
+			}
+			for _, a := range attempts[:len(attempts)-1] {
+				if a.Outcome.isFinal() && !a.Abandoned {
+					faults = append(faults, fmt.Sprintf("it began again after its end: %s", a))
+				}
+			}
+		}
+		return faults
+	}
+}
+
+// AtMost finds where more than n jobs of a queue ran at once.
+func AtMost(n int, queue string) Check {
+	return func(h *History) []string {
+		return atMost(h.in(queue), n, fmt.Sprintf("jobs of queue %q", queue))
+	}
+}
+
+// AtMostOfAKey finds where more than n jobs of a queue with the same key ran at
+// once. Jobs without a key are not limited.
+func AtMostOfAKey(n int, queue string) Check {
+	return func(h *History) (faults []string) {
+		for key, attempts := range h.byKey(queue) {
+			faults = append(faults, atMost(attempts, n, fmt.Sprintf("jobs of queue %q and key %q", queue, key))...)
+		}
+		return faults
+	}
+}
+
+// InOrder finds where a job of a queue began before those of the same key with a
+// lower order had come to their end. The first order is 1.
+func InOrder(queue string) Check {
+	return func(h *History) (faults []string) {
+		for _, attempts := range h.byKey(queue) {
+			last := &Attempt{Ended: -1, Outcome: Succeeded}
+			for _, a := range attempts {
+				again := a.Order == last.Order
+				next := a.Order == last.Order+1 && last.Outcome.isFinal() && last.Ended < a.Begun
+				if !again && !next {
+					faults = append(faults, fmt.Sprintf("out of order: %s\n  began after %s", a, last))
+				}
+				last = a
+			}
+		}
+		return faults
+	}
+}
+
+// RateAtMost finds where more than n jobs of a queue started in a time.
+func RateAtMost(n int, per time.Duration, queue string) Check {
+	return func(h *History) []string {
+		return rateAtMost(h.in(queue), n, per, fmt.Sprintf("queue %q", queue))
+	}
+}
+
+// RateOfAKeyAtMost finds where more than n jobs of a queue with the same key
+// started in a time.
+func RateOfAKeyAtMost(n int, per time.Duration, queue string) Check {
+	return func(h *History) (faults []string) {
+		for key, attempts := range h.byKey(queue) {
+			faults = append(faults, rateAtMost(attempts, n, per, fmt.Sprintf("queue %q and key %q", queue, key))...)
+		}
+		return faults
+	}
+}
+
+// in are the attempts of a queue.
+func (h *History) in(queue string) []*Attempt {
+	return slices.DeleteFunc(slices.Clone(h.Attempts), func(a *Attempt) bool { return a.Queue != queue })
+}
+
+// byKey are the attempts of a queue that have a key.
+func (h *History) byKey(queue string) map[string][]*Attempt {
+	keys := map[string][]*Attempt{}
+	for _, a := range h.in(queue) {
+		if a.Key != "" {
+			keys[a.Key] = append(keys[a.Key], a)
+		}
+	}
+	return keys
+}
+
+// atMost finds where more than n attempts, which are in the order of their
+// begins, ran at once.
+func atMost(attempts []*Attempt, n int, of string) (faults []string) {
+	var running []*Attempt
+	for _, a := range attempts {
+		running = slices.DeleteFunc(running, func(other *Attempt) bool { return other.Ended < a.Begun })
+		if running = append(running, a); len(running) > n {
+			fault := fmt.Sprintf("%d %s at once, not %d:", len(running), of, n)
+			for _, other := range running {
+				fault += "\n  " + other.String()
+			}
+			faults = append(faults, fault)
+		}
+	}
+	return faults
+}
+
+// rateAtMost finds where more than n attempts started in a time.
+func rateAtMost(attempts []*Attempt, n int, per time.Duration, of string) (faults []string) {
+	attempts = slices.Clone(attempts)
+	slices.SortFunc(attempts, func(a, b *Attempt) int { return a.StartedAt.Compare(b.StartedAt) })
+	for i := n; i < len(attempts); i++ {
+		if took := attempts[i].StartedAt.Sub(attempts[i-n].StartedAt); took < per {
+			faults = append(faults, fmt.Sprintf("%d starts of %s within %s, not %d in %s: from %s\n  to %s", n+1, of, took, n, per, attempts[i-n], attempts[i]))
+		}
+	}
+	return faults
+}

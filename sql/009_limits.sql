@@ -1,0 +1,365 @@
+-- Queues with limits: how many of their jobs run at once and how many start in a
+-- time, altogether and of each key, and whose turn it is.
+--
+-- A job that takes up a limit says so in its own row, in slot, which every write
+-- that ends its attempt clears: so it is freed exactly once, and a job whose
+-- process is gone counts until it is rescued. 1 and 2 count while it runs. Where
+-- one job of a key runs at once, they are 2, and become 0 when the job has failed
+-- or was put off: it keeps its key, so that the others come after it.
+
+-- A queue without limits has no row. A claim of one that has limits holds the
+-- lock of its row from before it counts until it has committed; nobody else
+-- holds it for longer.
+CREATE TABLE {{schema}}.queue_limits (
+    queue               text     CONSTRAINT queue_limits_pkey PRIMARY KEY,
+    max_running         integer  CONSTRAINT queue_limits_max_running_positive CHECK (max_running > 0),
+    max_running_per_key integer  CONSTRAINT queue_limits_max_running_per_key_positive CHECK (max_running_per_key > 0),
+    rate                integer  CONSTRAINT queue_limits_rate_positive CHECK (rate > 0), -- starts
+    rate_per            interval CONSTRAINT queue_limits_rate_per_positive CHECK (rate_per > '0'), -- in any such time
+    key_rate            integer  CONSTRAINT queue_limits_key_rate_positive CHECK (key_rate > 0),
+    key_rate_per        interval CONSTRAINT queue_limits_key_rate_per_positive CHECK (key_rate_per > '0'),
+    key_round           integer  CONSTRAINT queue_limits_key_round_positive CHECK (key_round > 0), -- jobs of a key before the next one's turn
+    skip_failed         boolean  NOT NULL DEFAULT false, -- a job that waits does not keep its key
+    last_key            text     COLLATE "C" NOT NULL DEFAULT '', -- whose turn it was last
+    last_taken          integer  NOT NULL DEFAULT 0, -- how many jobs it has had of that turn
+
+    CONSTRAINT queue_limits_rate_has_both CHECK ((rate IS NULL) = (rate_per IS NULL)),
+    CONSTRAINT queue_limits_key_rate_has_both CHECK ((key_rate IS NULL) = (key_rate_per IS NULL))
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200);
+
+-- How many more jobs may start, as far as the limits of the whole queue go; NULL: any number.
+CREATE FUNCTION {{schema}}.room(l {{schema}}.queue_limits, at timestamptz) RETURNS bigint
+LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    v_room bigint;
+BEGIN
+    IF l.max_running IS NOT NULL THEN
+        v_room := l.max_running - (SELECT count(*) FROM {{schema}}.jobs j WHERE j.queue = l.queue AND j.slot > 0);
+    END IF;
+    IF l.rate IS NOT NULL THEN
+        v_room := least(v_room, l.rate - {{schema}}.started(l.queue, '', room.at - l.rate_per));
+    END IF;
+    RETURN v_room;
+END
+$$;
+
+-- The first due jobs of a queue that a claim could start if there were no limits,
+-- in the order of claim_by_priority. Those passed over are left out.
+CREATE FUNCTION {{schema}}.first_due(
+    queue text, pending boolean, failed boolean, names text[], n bigint, at timestamptz, overdue interval, priorities integer[], passed uuid[]
+) RETURNS TABLE (id uuid, key text, run_at timestamptz)
+LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT d.id, d.key::text, d.run_at::timestamptz
+        FROM unnest(first_due.priorities) AS p (priority),
+            (VALUES (0, 'pending', first_due.pending), (1, 'failed', first_due.failed)) AS k (lane, status, wanted),
+            LATERAL (
+                SELECT j.id, j.key, j.run_at, j.run_at < first_due.at - first_due.overdue AS overdue FROM {{schema}}.jobs j
+                WHERE j.queue = first_due.queue AND j.lane = 3 * p.priority + k.lane AND j.status = k.status AND j.run_at <= first_due.at
+                    AND (first_due.names IS NULL OR j.name = ANY (first_due.names)) AND j.id <> ALL (first_due.passed)
+                ORDER BY j.run_at, j.id LIMIT first_due.n) AS d
+        WHERE k.wanted
+        ORDER BY d.overdue DESC NULLS LAST, CASE WHEN d.overdue THEN 0 ELSE p.priority END, d.run_at, d.id LIMIT first_due.n;
+END
+$$;
+
+-- Up to n of the due jobs of these keys that may start as far as the limits of
+-- keys go, in the order of the keys: up to first of the first one, and most of
+-- each other.
+--
+-- Where one job of a key runs at once, that is the one which keeps the key, or
+-- the first in order, whatever its status or name is: if it can't start now, none
+-- of the key can. '' is no key: its jobs are not limited.
+CREATE FUNCTION {{schema}}.due_of_keys(
+    l {{schema}}.queue_limits, keys text[], first bigint, most bigint, pending boolean, failed boolean, names text[], n bigint,
+    at timestamptz, overdue interval, priorities integer[], passed uuid[]
+) RETURNS TABLE (id uuid, key text, run_at timestamptz)
+LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_serial boolean := l.max_running_per_key IS NOT DISTINCT FROM 1 AND NOT l.skip_failed;
+BEGIN
+    RETURN QUERY
+        SELECT s.id, k.key, s.run_at::timestamptz
+        FROM unnest(due_of_keys.keys) WITH ORDINALITY AS k (key, place), LATERAL (
+            SELECT CASE WHEN k.place = 1 THEN due_of_keys.first ELSE due_of_keys.most END AS turn
+        ) AS t, LATERAL (
+            SELECT least(t.turn,
+                CASE WHEN k.key <> '' AND NOT v_serial AND l.max_running_per_key IS NOT NULL THEN l.max_running_per_key - (
+                    SELECT count(*) FROM {{schema}}.jobs r WHERE r.queue = l.queue AND r.key = k.key AND r.slot > 0) END,
+                CASE WHEN k.key <> '' AND l.key_rate IS NOT NULL THEN
+                    l.key_rate - {{schema}}.started(l.queue, k.key, due_of_keys.at - l.key_rate_per) END) AS room
+        ) AS a, LATERAL (
+            SELECT h.id, h.run_at, NULL::boolean AS overdue, 0 AS priority FROM (
+                SELECT f.* FROM (
+                    (SELECT j.id, j.run_at, j.status, j.name, j.slot FROM {{schema}}.jobs j
+                    WHERE j.queue = l.queue AND j.key = k.key AND j.slot IS NOT NULL ORDER BY j.slot DESC LIMIT 1)
+                    UNION ALL
+                    (SELECT j.* FROM unnest(due_of_keys.priorities) AS p (priority), generate_series(0, 1) AS i (lane), LATERAL (
+                        SELECT j.id, j.run_at, j.status, j.name, NULL::smallint FROM {{schema}}.jobs j
+                        WHERE j.queue = l.queue AND j.key = k.key AND j.lane = 3 * p.priority + i.lane ORDER BY j.run_at, j.id LIMIT 1
+                    ) AS j ORDER BY j.run_at, j.id LIMIT 1)
+                ) AS f ORDER BY f.slot DESC NULLS LAST LIMIT 1
+            ) AS h
+            WHERE v_serial AND k.key <> '' AND a.room > 0 AND h.status <> 'running' AND h.run_at <= due_of_keys.at
+                AND (due_of_keys.names IS NULL OR h.name = ANY (due_of_keys.names)) AND h.id <> ALL (due_of_keys.passed)
+            UNION ALL
+            SELECT d.* FROM (
+                SELECT d.* FROM unnest(due_of_keys.priorities) AS p (priority),
+                    (VALUES (0, 'pending', due_of_keys.pending), (1, 'failed', due_of_keys.failed)) AS i (lane, status, wanted),
+                    LATERAL (
+                        SELECT j.id, j.run_at, j.run_at < due_of_keys.at - due_of_keys.overdue AS overdue, p.priority FROM {{schema}}.jobs j
+                        WHERE j.queue = l.queue AND j.key = k.key AND j.lane = 3 * p.priority + i.lane AND j.status = i.status
+                            AND j.run_at <= due_of_keys.at AND (due_of_keys.names IS NULL OR j.name = ANY (due_of_keys.names)) AND j.id <> ALL (due_of_keys.passed)
+                        ORDER BY j.run_at, j.id LIMIT greatest(a.room, 0)) AS d
+                WHERE i.wanted AND (NOT v_serial OR k.key = '')
+                ORDER BY d.overdue DESC NULLS LAST, CASE WHEN d.overdue THEN 0 ELSE d.priority END, d.run_at, d.id LIMIT greatest(a.room, 0)
+            ) AS d
+        ) AS s LIMIT due_of_keys.n;
+END
+$$;
+
+-- The next n keys of live jobs of a queue, in their order. Each costs one look
+-- into the index, however many jobs have it.
+CREATE FUNCTION {{schema}}.next_keys(queue text, after text, n bigint) RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    RETURN ARRAY(
+        WITH RECURSIVE k (key, place) AS (
+            (SELECT j.key::text COLLATE "C", 1 FROM {{schema}}.jobs j
+            WHERE j.queue = next_keys.queue AND j.key > next_keys.after AND j.lane IS NOT NULL ORDER BY j.key LIMIT 1)
+            UNION ALL
+            SELECT (SELECT j.key::text COLLATE "C" FROM {{schema}}.jobs j
+                WHERE j.queue = next_keys.queue AND j.key > k.key AND j.lane IS NOT NULL ORDER BY j.key LIMIT 1), k.place + 1
+            FROM k WHERE k.key IS NOT NULL AND k.place < next_keys.n)
+        SELECT k.key FROM k WHERE k.key IS NOT NULL ORDER BY k.place);
+END
+$$;
+
+-- The part of claim for a queue with limits: at most n, and no more than those
+-- allow. One claim after another is made of such a queue: each has the lock of
+-- the row of its limits from here to its commit, and each statement here sees
+-- what was committed before it began, so what the claims before have started.
+--
+-- The times of starts are of after that lock, too: those of now() may be older
+-- than those of the claim before.
+CREATE FUNCTION {{schema}}.claim_limited(
+    queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, overdue interval) RETURNS SETOF {{schema}}.jobs
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    l            {{schema}}.queue_limits%ROWTYPE;
+    v_at         timestamptz;
+    v_keyed      boolean;
+    v_priorities integer[];
+    v_left       bigint;
+    v_look       bigint;
+    v_claimed    bigint;
+    v_ids        uuid[];
+    v_run_ats    timestamptz[];
+    v_keys       text[];
+    v_passed     uuid[] := '{}'; -- locked by somebody, so about to be changed
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'a claim from queue %, which has limits, needs the isolation level READ COMMITTED: this is %',
+            quote_literal(claim_limited.queue), upper(current_setting('transaction_isolation')) USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    SELECT * INTO l FROM {{schema}}.queue_limits q WHERE q.queue = claim_limited.queue FOR NO KEY UPDATE;
+    PERFORM FROM {{schema}}.leases e WHERE e.id = claim_limited.lease AND e.expires_at > clock_timestamp() FOR KEY SHARE;
+    IF NOT FOUND OR l.queue IS NULL THEN
+        RETURN;
+    END IF;
+    v_at := clock_timestamp();
+    v_keyed := coalesce(l.max_running_per_key, l.key_rate, l.key_round) IS NOT NULL;
+    v_priorities := {{schema}}.priorities_of(claim_limited.queue);
+    v_left := least(claim_limited.n, {{schema}}.room(l, v_at));
+
+    WHILE v_left > 0 LOOP
+        v_look := CASE WHEN v_keyed THEN 2 * v_left + 100 ELSE v_left END;
+        SELECT array_agg(d.id ORDER BY d.place), array_agg(d.run_at ORDER BY d.place), array_agg(d.key ORDER BY d.place)
+        INTO v_ids, v_run_ats, v_keys
+        FROM {{schema}}.first_due(claim_limited.queue, claim_limited.pending, claim_limited.failed, claim_limited.names, v_look, v_at,
+            claim_limited.overdue, v_priorities, v_passed) WITH ORDINALITY AS d (id, key, run_at, place);
+        IF v_ids IS NULL THEN
+            RETURN;
+        END IF;
+        IF v_keyed THEN
+            v_look := v_look - cardinality(v_ids);
+            v_keys := {{schema}}.keys_in_order(v_ids, v_keys);
+            EXIT WHEN l.key_round IS NOT NULL;
+            SELECT array_agg(d.id), array_agg(d.run_at) INTO v_ids, v_run_ats
+            FROM {{schema}}.due_of_keys(l, v_keys, v_left, v_left, claim_limited.pending, claim_limited.failed, claim_limited.names,
+                v_left, v_at, claim_limited.overdue, v_priorities, v_passed) AS d;
+        END IF;
+        RETURN QUERY SELECT * FROM {{schema}}.claim_these(l, v_ids, v_run_ats, claim_limited.lease, v_at);
+        GET DIAGNOSTICS v_claimed = ROW_COUNT;
+        v_left := v_left - v_claimed;
+        EXIT WHEN v_claimed = coalesce(cardinality(v_ids), 0);
+        v_passed := v_passed || v_ids;
+    END LOOP;
+    -- What was not looked at may have others that can start.
+    IF v_keyed AND v_left > 0 AND (l.key_round IS NOT NULL OR v_look = 0) THEN
+        RETURN QUERY SELECT * FROM {{schema}}.claim_in_turn(l, CASE WHEN v_look > 0 THEN v_keys END, claim_limited.pending, claim_limited.failed,
+            claim_limited.names, claim_limited.lease, v_left, v_at, claim_limited.overdue, v_priorities);
+    END IF;
+END
+$$;
+
+-- The keys of jobs, each once, in their order. Jobs that were created without
+-- one, by somebody who did not know of the limits, get the key that is none: so
+-- they are found among those with keys from then on.
+CREATE FUNCTION {{schema}}.keys_in_order(ids uuid[], keys text[]) RETURNS text[]
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    IF array_position(keys_in_order.keys, NULL) IS NOT NULL THEN
+        UPDATE {{schema}}.jobs j SET key = '' WHERE j.id = ANY (ARRAY(
+            SELECT r.id FROM {{schema}}.jobs r WHERE r.id = ANY (keys_in_order.ids) AND r.key IS NULL ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED));
+    END IF;
+    RETURN ARRAY(
+        SELECT coalesce(k.key, '') FROM unnest(keys_in_order.keys) WITH ORDINALITY AS k (key, place)
+        GROUP BY coalesce(k.key, '') ORDER BY min(k.place));
+END
+$$;
+
+-- Starts those of these jobs that nobody has locked or changed meanwhile.
+CREATE FUNCTION {{schema}}.claim_these(
+    l {{schema}}.queue_limits, ids uuid[], run_ats timestamptz[], lease uuid, at timestamptz) RETURNS SETOF {{schema}}.jobs
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    RETURN QUERY
+        WITH due AS MATERIALIZED (
+            SELECT j.ctid AS row FROM unnest(claim_these.ids, claim_these.run_ats) AS d (id, run_at)
+            JOIN {{schema}}.jobs j ON j.id = d.id AND j.run_at = d.run_at
+            WHERE j.status IN ('pending', 'failed') FOR UPDATE OF j SKIP LOCKED
+        )
+        UPDATE {{schema}}.jobs j
+        SET status = 'running', lease_id = claim_these.lease, started_at = claim_these.at, attempt = j.attempt + 1, claims = j.claims + 1,
+            slot = CASE WHEN l.max_running_per_key = 1 AND NOT l.skip_failed AND j.key <> '' THEN 2
+                WHEN coalesce(l.max_running, l.max_running_per_key) IS NOT NULL THEN 1 END
+        WHERE j.ctid = ANY (ARRAY(SELECT d.row FROM due AS d))
+        RETURNING j.*;
+    IF coalesce(l.rate, l.key_rate) IS NOT NULL THEN
+        PERFORM {{schema}}.note_starts(l, claim_these.ids, claim_these.lease, claim_these.at);
+    END IF;
+END
+$$;
+
+-- Starts up to n due jobs, key by key, from the one on whose turn it is: of these
+-- keys, or (NULL) of all that live jobs have. With rounds, none has more than its
+-- share before each has had it; what is left of n after a round is shared out
+-- anew, so that few of them are needed.
+CREATE FUNCTION {{schema}}.claim_in_turn(
+    l {{schema}}.queue_limits, keys text[], pending boolean, failed boolean, names text[], lease uuid, n bigint,
+    at timestamptz, overdue interval, priorities integer[]) RETURNS SETOF {{schema}}.jobs
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_turn    bigint := coalesce(l.key_round, claim_in_turn.n); -- jobs of a key in this round
+    v_rest    bigint := greatest(l.key_round - l.last_taken, 0); -- those of the last key, whose turn is not over
+    v_left    bigint := claim_in_turn.n;
+    v_last    text := l.last_key;
+    v_taken   bigint := 0;
+    v_start   text;    -- after which key the round has begun, or with which
+    v_after   text;    -- how far it has come
+    v_chunk   text[];
+    v_is_over boolean;
+    v_ids     uuid[];
+    v_run_ats timestamptz[];
+    v_served  text[];
+    v_keys    bigint; -- that had jobs in this round
+    v_claimed bigint;
+BEGIN
+    LOOP
+        v_keys := 0;
+        v_start := v_last;
+        v_after := NULL;
+        v_is_over := false;
+        WHILE v_left > 0 AND NOT v_is_over LOOP
+            SELECT r.keys, r.after, r.is_over INTO v_chunk, v_after, v_is_over
+            FROM {{schema}}.go_round(l.queue, claim_in_turn.keys, v_start, v_after, v_rest > 0) AS r;
+            SELECT array_agg(d.id), array_agg(d.run_at), array_agg(d.key), count(DISTINCT d.key) INTO v_ids, v_run_ats, v_served, v_claimed
+            FROM {{schema}}.due_of_keys(l, v_chunk, coalesce(nullif(v_rest, 0), v_turn), v_turn, claim_in_turn.pending, claim_in_turn.failed,
+                claim_in_turn.names, v_left, claim_in_turn.at, claim_in_turn.overdue, claim_in_turn.priorities, '{}') AS d;
+            IF v_ids IS NOT NULL THEN
+                v_keys := v_keys + v_claimed;
+                v_taken := CASE WHEN v_rest > 0 AND v_served[cardinality(v_served)] = v_last THEN l.last_taken ELSE 0 END
+                    + cardinality(array_positions(v_served, v_served[cardinality(v_served)]));
+                v_last := v_served[cardinality(v_served)];
+                RETURN QUERY SELECT * FROM {{schema}}.claim_these(l, v_ids, v_run_ats, claim_in_turn.lease, claim_in_turn.at);
+                GET DIAGNOSTICS v_claimed = ROW_COUNT;
+                v_left := v_left - v_claimed;
+            END IF;
+            v_rest := 0;
+        END LOOP;
+        EXIT WHEN v_left = 0 OR v_keys = 0 OR l.key_round IS NULL;
+        v_turn := l.key_round * greatest(v_left / (v_keys * l.key_round), 1);
+    END LOOP;
+    UPDATE {{schema}}.queue_limits q SET last_key = v_last, last_taken = coalesce(CASE WHEN v_left = 0 THEN least(v_taken, l.key_round) ELSE l.key_round END, 0)
+    WHERE q.queue = l.queue AND v_left < claim_in_turn.n;
+END
+$$;
+
+-- The next keys of a round that begins after the key start, or with it if its
+-- turn is not over, and how far it has come with them. NULL for keys: those of
+-- all live jobs, some at a time. The key that is none is the first of all.
+CREATE FUNCTION {{schema}}.go_round(
+    queue text, all_keys text[], start text, INOUT after text, with_start boolean, OUT keys text[], OUT is_over boolean)
+LANGUAGE plpgsql STABLE SET search_path = '' AS $$
+DECLARE
+    c_some CONSTANT bigint := 500;
+    v_first text[] := CASE WHEN with_start THEN ARRAY[start] ELSE '{}' END;
+    v_n     bigint;
+BEGIN
+    IF all_keys IS NOT NULL THEN
+        keys := v_first || ARRAY(
+            SELECT k.key FROM unnest(all_keys) AS k (key) WHERE NOT (with_start AND k.key = start)
+            ORDER BY k.key COLLATE "C" > start DESC, k.key COLLATE "C");
+        is_over := true;
+        RETURN;
+    END IF;
+    -- after begins with a letter that tells whether the round has come past the last key.
+    keys := {{schema}}.next_keys(queue, coalesce(substr(after, 2), start), c_some);
+    v_n := cardinality(keys);
+    IF left(after, 1) = 'b' THEN
+        keys := ARRAY(SELECT k.key FROM unnest(keys) WITH ORDINALITY AS k (key, place) WHERE k.key COLLATE "C" <= start ORDER BY k.place);
+        is_over := cardinality(keys) < c_some;
+        after := 'b' || keys[c_some];
+    ELSIF v_n < c_some THEN
+        keys := v_first || keys || CASE WHEN NOT (with_start AND start = '') THEN ARRAY[''] END;
+        is_over := start = '';
+        after := 'b';
+    ELSE
+        after := 'a' || keys[c_some];
+        keys := v_first || keys;
+        is_over := false;
+    END IF;
+END
+$$;
+
+-- The priorities that claims have to look for in a queue.
+CREATE FUNCTION {{schema}}.priorities_of(queue text) RETURNS integer[]
+LANGUAGE plpgsql STABLE SET search_path = '' AS $$
+BEGIN
+    RETURN CASE WHEN EXISTS (SELECT FROM {{schema}}.queues q WHERE q.name = priorities_of.queue AND q.prioritized)
+        THEN {{schema}}.priorities(priorities_of.queue) ELSE '{0}' END;
+END
+$$;
+
+-- The key that a job of such a queue gets, created with this one or none. Where
+-- the jobs of a key are run strictly in order, it has no priority.
+CREATE FUNCTION {{schema}}.key_in(queue text, key text, priority integer) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = '' AS $$
+DECLARE
+    l {{schema}}.queue_limits%ROWTYPE;
+BEGIN
+    SELECT * INTO l FROM {{schema}}.queue_limits q WHERE q.queue = key_in.queue;
+    IF key_in.priority <> 0 AND key_in.key IS NOT NULL AND l.max_running_per_key = 1 AND NOT l.skip_failed THEN
+        RAISE EXCEPTION 'create_job: priority %: queue % runs the jobs of a key strictly in order: expected 0', key_in.priority, quote_literal(key_in.queue)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN CASE WHEN coalesce(l.max_running_per_key, l.key_rate, l.key_round) IS NOT NULL THEN coalesce(key_in.key, '') ELSE key_in.key END;
+END
+$$;
