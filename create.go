@@ -63,11 +63,32 @@ type JobData struct {
 	// OnDuplicate says what becomes of the job with this UniqueKey that is
 	// there. Defaults to DuplicateKeep.
 	OnDuplicate DuplicatePolicy
+	// After are the ids of jobs that have to succeed before this one is started,
+	// at most 10,000; in CreateJobs also the Labels of others of the same call.
+	// Until then it is pending, and Job.WaitsFor says for how many of them. It is
+	// due when the last one has succeeded, if RunAt is not later, and has its place
+	// in the order of its queue from then on; a blocking queue goes on without it.
+	//
+	// If one of them becomes dead, or is cancelled or deleted, this job is
+	// cancelled, and so are those that wait for it; Job.Errors says because of
+	// which one. That is also so if it has happened before. Retrying the other one
+	// does not bring this one back: RetryJob does, which lets it wait again.
+	//
+	// A job that there is already because of its UniqueKey waits for what it did
+	// before. The results are read by Parents. Defaults to none.
+	After []string
+	// AfterAny starts the job when those in After are finished, whatever came of
+	// them. Defaults to false.
+	AfterAny bool
 }
 
 // NewJob is one job of a batch.
 type NewJob struct {
 	Name string
+	// Label is by what JobData.After of others of the same call names this job,
+	// at most 128 bytes, and no UUID. It is not stored. A job with a UniqueKey
+	// takes none, as it may be there already. Defaults to none.
+	Label string
 	JobData
 }
 
@@ -102,7 +123,7 @@ func (s *Scheduler) CreateJob(ctx context.Context, name string, data JobData) (*
 		job, err = s.createTogether(ctx, &row)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("create job: %w", refusedByPostgres("payload", err))
+		return nil, fmt.Errorf("create job: %w", refusedCreation(err))
 	}
 	s.tellCreated(job)
 	return job, nil
@@ -155,6 +176,9 @@ const notifyCreatedSQL = `SELECT {{schema}}.notify_created($1::text, $2::timesta
 // the transaction began is a serialization error (40001), as any row would be.
 // Both are a *pgconn.PgError, and the transaction is to be tried again.
 //
+// The jobs in After are locked until then: they are neither started nor recorded
+// as finished, and others that create a job after the same one wait.
+//
 // The first one of its queue with a Priority holds up, until then, others with
 // one in that queue, PauseQueue and Migrate.
 func (s *Scheduler) CreateJobTx(ctx context.Context, tx pgx.Tx, name string, data JobData) (*Job, error) {
@@ -181,7 +205,7 @@ func (s *Scheduler) createIn(ctx context.Context, tx querier, name string, data 
 		err = tx.QueryRow(ctx, s.sql(notifyCreatedSQL), string(f.job.Queue), f.job.RunAt).Scan(nil)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("create job: %w", refusedByPostgres("payload", err))
+		return nil, fmt.Errorf("create job: %w", refusedCreation(err))
 	}
 	s.tellCreated(f.job)
 	return f.job, nil
@@ -226,8 +250,9 @@ func (s *Scheduler) insertJob(ctx context.Context, db querier, row *newRow, noti
 
 // CreateJobs stores all jobs or, if one of them is refused, none, and returns
 // their ids in the same order. In the place of one whose UniqueKey is taken, also
-// by another one of the batch, is the id of the job that there is. The error is
-// that of CreateJob; the field says which job it was, as in "jobs[3].queue".
+// by another one of the batch, is the id of the job that there is. By Label and
+// After it takes whole graphs of jobs, in any order. The error is that of CreateJob;
+// the field says which job it was, as in "jobs[3].queue".
 func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string, err error) {
 	if len(jobs) == 0 {
 		return []string{}, nil
@@ -249,7 +274,7 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 		at, err = s.insertJobs(ctx, rows)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("create jobs: %w", refusedByPostgres("payload", err))
+		return nil, fmt.Errorf("create jobs: %w", refusedBatch(rows, err))
 	}
 	s.tellAllCreated(rows, ids, at)
 	return ids, nil
@@ -257,18 +282,28 @@ func (s *Scheduler) CreateJobs(ctx context.Context, jobs []NewJob) (ids []string
 
 // newRows checks all jobs; the error tells which one can't be used.
 func (s *Scheduler) newRows(ctx context.Context, jobs []NewJob) ([]newRow, error) {
+	labelled, err := labelsOf(jobs)
+	if err != nil {
+		return nil, err
+	}
 	rows := make([]newRow, len(jobs))
 	for i, job := range jobs {
-		var err error
+		job.After = labelled.others(i)
 		if rows[i], err = s.newRow(ctx, job.Name, job.JobData); err != nil {
-			var input *InputError
-			if errors.As(err, &input) {
-				err = &InputError{fmt.Sprintf("jobs[%d].%s", i, input.Field), input.Err}
-			}
-			return nil, err
+			return nil, ofJob(i, err)
 		}
 	}
-	return rows, nil
+	labelled.link(jobs, rows)
+	return rows, checkMostParents(rows)
+}
+
+// ofJob says in an error which job of a batch it is about.
+func ofJob(i int, err error) error {
+	var input *InputError
+	if errors.As(err, &input) {
+		return &InputError{fmt.Sprintf("jobs[%d].%s", i, input.Field), input.Err}
+	}
+	return err
 }
 
 const insertJobsSQL = `

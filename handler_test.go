@@ -157,6 +157,7 @@ func TestHTTPCreatesAJobAndShowsIt(t *testing.T) {
 		"payload": map[string]any{"n": []any{1.0, nil}}, "result": nil,
 		"run_at": "2030-01-31T09:30:00Z", "created_at": job["created_at"], "started_at": nil, "finished_at": nil,
 		"attempt": 0.0, "max_attempts": 10.0, "errors": []any{}, "owner": "", "tags": []any{}, "metadata": nil, "unique_key": "", "key": "acme", "priority": 0.0, "cancelling": false, "progress": nil,
+		"waits_for": 0.0,
 	}, job)
 	requireSameJSON(t, job["payload"], mustGet(t, w.Scheduler, id).Payload)
 }

@@ -191,7 +191,7 @@ const claimJobSQL = `
 UPDATE {{schema}}.jobs
 SET status = 'running', lease_id = $1::text::uuid, started_at = now(), attempt = attempt + 1, claims = claims + 1,
     slot = CASE slot WHEN 0 THEN 2 END
-WHERE id = $2::text::uuid AND status IN ('pending', 'failed') AND run_at <= now()
+WHERE id = $2::text::uuid AND status IN ('pending', 'failed') AND lane < 303 AND run_at <= now()
 RETURNING id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority, coalesce(key, '')`
 
 const isPausedSQL = `
@@ -218,6 +218,8 @@ func (in inside) RunJob(ctx context.Context, id string) error {
 		return fmt.Errorf("%w %s: it has no handler in Config.JobNames", ErrUnknownJobName, shown(job.Name))
 	case job.Status != JobStatusPending && job.Status != JobStatusFailed:
 		return fmt.Errorf("it is %s: expected %s or %s", job.Status, JobStatusPending, JobStatusFailed)
+	case job.WaitsFor > 0:
+		return fmt.Errorf("it waits for %d other jobs to succeed: expected one that waits for none", job.WaitsFor)
 	case job.RunAt.After(now):
 		return fmt.Errorf("it is %s and due in %s, at %s: expected one that is due", job.Status, job.RunAt.Sub(now), job.RunAt)
 	case paused:

@@ -52,6 +52,7 @@ type Job struct {
 	Metadata    json.RawMessage `json:"metadata"`            // nil: none
 	Progress    *JobProgress    `json:"progress"`            // nil: none was reported; a handler's own job never has it, see LoadCheckpoint
 	UniqueKey   string          `json:"unique_key"`          // "": not unique
+	WaitsFor    int             `json:"waits_for"`           // how many jobs have to finish before it is started, see JobData.After
 	Duplicate   bool            `json:"duplicate,omitempty"` // it was there already when it was to be created; only said by creations
 
 	key         pgtype.UUID // the id as the database takes it
@@ -119,7 +120,8 @@ func isBadData(code string) bool { return len(code) == 5 && (code[:2] == "22" ||
 const jobColumns = rowColumns + `, ` + progressColumn
 
 const rowColumns = `id::text, name, queue, status, payload, result, run_at, created_at, started_at, finished_at,
-    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes, priority, coalesce(key, ''), cancelling IS TRUE`
+    attempt, max_attempts, errors, coalesce(timeout_ms, 0), attributes, priority, coalesce(key, ''), cancelling IS TRUE,
+    CASE WHEN lane = 303 THEN waits_for ELSE 0 END`
 
 const getJobSQL = `
 SELECT ` + jobColumns + `
@@ -155,7 +157,8 @@ func (j *Job) scan(row pgx.Row, more ...any) error {
 	var failures, attributes, progress []byte
 	var timeoutMS int64
 	columns := []any{&j.ID, &j.Name, &j.Queue, &j.Status, (*[]byte)(&j.Payload), (*[]byte)(&j.Result), &j.RunAt, &j.CreatedAt,
-		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes, &j.Priority, &j.Key, &j.Cancelling, &progress}
+		&j.StartedAt, &j.FinishedAt, &j.Attempt, &j.MaxAttempts, &failures, &timeoutMS, &attributes, &j.Priority, &j.Key, &j.Cancelling,
+		&j.WaitsFor, &progress}
 	err := row.Scan(append(columns, more...)...)
 	if err != nil {
 		return err

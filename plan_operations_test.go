@@ -62,6 +62,36 @@ func (p *planTest) run(t *testing.T, n int) {
 	require.Equal(t, n, mustRun(t, p.Scheduler, scheduler.RunFilter{Limit: n}).Succeeded)
 }
 
+// runAfter runs ten jobs of which each runs after the one before, and one after all.
+func (p *planTest) runAfter(t *testing.T) {
+	var ids []string
+	for i := range 10 {
+		ids = append(ids, mustCreate(t, p.Scheduler, "short", scheduler.JobData{After: ids[max(0, i-1):]}).ID)
+	}
+	last := mustCreate(t, p.Scheduler, "short", scheduler.JobData{After: ids}).ID
+	for range 11 {
+		require.Equal(t, 1, mustRun(t, p.Scheduler, scheduler.RunFilter{}).Succeeded)
+	}
+	for parent, err := range p.Parents(t.Context(), last) {
+		require.NoError(t, err)
+		require.Equal(t, ids[0], parent.ID)
+		ids = ids[1:]
+	}
+	require.Empty(t, ids)
+}
+
+// callOffAfter cancels jobs with those that wait for them, retries and deletes them.
+func (p *planTest) callOffAfter(t *testing.T) {
+	data := tomorrow()
+	data.After = []string{mustCreate(t, p.Scheduler, "short", tomorrow()).ID}
+	child := mustCreate(t, p.Scheduler, "short", data).ID
+	mustCancel(t, p.Scheduler, data.After[0])
+	mustRetry(t, p.Scheduler, data.After[0])
+	mustRetry(t, p.Scheduler, child)
+	require.NoError(t, p.DeleteJob(t.Context(), data.After[0]))
+	require.NoError(t, p.DeleteJob(t.Context(), child))
+}
+
 func (p *planTest) rerunFailed(t *testing.T) {
 	mustCreateMany(t, p.Scheduler, 10, "failing", scheduler.JobData{})
 	require.Equal(t, 10, mustRun(t, p.Scheduler, scheduler.RunFilter{Limit: 10}).Failed)
@@ -153,7 +183,7 @@ func (p *planTest) loseClaim(t *testing.T) {
 	id := mustCreate(t, other, "refused", scheduler.JobData{Queue: "refused"}).ID
 	_, err := other.Run(t.Context(), scheduler.RunFilter{Queue: "refused"})
 	require.ErrorContains(t, err, "nobody_may_run_it")
-	p.waitAsked(t, "greatest(j.attempt")
+	p.waitAsked(t, "hand_back.lease")
 	require.NoError(t, other.Shutdown(t.Context()))
 	mustExec(t, p.aside, "DELETE FROM scheduler.jobs WHERE id = $1::text::uuid", id)
 }

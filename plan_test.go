@@ -66,6 +66,8 @@ var operations = []struct {
 	{"run with nothing due", (*planTest).runNothingDue, "claim(", byLive, 20, 250},
 	{"run ten jobs", (*planTest).runTen, "finish(", either, 60, 160},
 	{"run a hundred jobs", (*planTest).runHundred, "finish(", either, 350, 1200},
+	{"run jobs after each other", (*planTest).runAfter, "parents_of(", either, 700, 160},
+	{"cancel and retry jobs after each other", (*planTest).callOffAfter, "wait_again.ids", either, 120, 80},
 	{"fail and rerun ten jobs", (*planTest).rerunFailed, "finish(", either, 100, 160},
 	{"run a blocking queue", (*planTest).runSerial, "claim_blocking(", either, 30, 80},
 	{"finish a job that was taken away", (*planTest).finishTakenAway, "finish(", either, 20, 80},
@@ -85,7 +87,7 @@ var operations = []struct {
 	{"rescue", (*planTest).rescue, "rescue()", either, 40, 120},
 	{"clean up", (*planTest).cleanUp, "clean_up(", none, 0, 0}, // all of it is among the exceptions
 	{"a process comes and goes", (*planTest).comeAndGo, "DELETE FROM", byLive, 40, 80},
-	{"a process loses a claim", (*planTest).loseClaim, "greatest(j.attempt", byLive, 20, 80},
+	{"a process loses a claim", (*planTest).loseClaim, "hand_back.lease", byLive, 20, 80},
 }
 
 // exceptions are statements that come rarely. Most look for running jobs by
@@ -99,7 +101,8 @@ var exceptions = []struct {
 	{"lease_id = ANY (v_lost)", live},                         // rescue, likewise
 	{"j.id = ANY (v_jobs)", 40},                               // rescue, of those
 	{"l.id = ANY (v_lost)", live},                             // rescue, of the lease
-	{"greatest(j.attempt", live},                              // after a claim whose answer was lost
+	{"hand_back.lease", live},                                 // after a claim whose answer was lost
+	{"greatest(j.attempt", 20},                                // likewise, of those
 	{"end_lease.lease", live},                                 // at the end of a process
 	{"'deleted', now()", live},                                // clean_up, of leases that were deleted by hand
 	{"j.finished_at <= now()", oldJobs},                       // clean_up, of what is old
@@ -108,6 +111,7 @@ var exceptions = []struct {
 	{"j.id = k.job_id\n        WHERE (j.id IS NULL", oldJobs}, // clean_up, of keys
 	{"j.id = ANY (ids)", oldJobs},                             //
 	{"DELETE FROM \"scheduler\".job_progress", 200},           // clean_up, of progress: no more than there is of it
+	{"DELETE FROM \"scheduler\".job_dependencies", 200},       // likewise, of dependencies
 	{"SET lane = 3 * j", 80},                                  // settle, to lock and to write
 	{"WHERE j.cancelling AND", 4},                             // of running jobs that were called off, those are all
 	{"j.cancelling AND f.status", 4},                          // finish, of those

@@ -17,7 +17,7 @@ const mostBody = mostPayload + 64<<10
 
 // jobFields are the fields of a creation's body.
 var jobFields = []string{"name", "run_at", "payload", "queue", "max_attempts", "timeout", "owner", "tags", "metadata", "priority",
-	"unique_key", "unique_for", "on_duplicate", "key"}
+	"unique_key", "unique_for", "on_duplicate", "key", "after", "after_any"}
 
 // readBody reads the body of a creation. One that is too large is a 413.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
@@ -57,6 +57,7 @@ func readJob(body []byte) (name string, data JobData, err error) {
 		"owner": {&data.Owner, "a string"}, "tags": {&data.Tags, "an array of strings"},
 		"unique_key": {&data.UniqueKey, "a string"}, "unique_for": {&uniqueFor, `a string such as "90s"`}, "on_duplicate": {&onDuplicate, "a string"},
 		"priority": {&data.Priority, "a whole number"}, "key": {&data.Key, "a string"},
+		"after": {&data.After, "an array of the ids of jobs"}, "after_any": {&data.AfterAny, "true or false"},
 	} {
 		if value := fields[field]; !isNull(value) && json.Unmarshal(value, want.value) != nil {
 			return "", data, badInput(field, "%s: expected %s", shown(string(value)), want.shape)

@@ -24,6 +24,7 @@ type newRow struct {
 	timeoutMS   *int64      // nil: what the queue says
 	attributes  *string     // JSON; nil: none
 	unique      *uniqueness // nil: it is not
+	dependence  *dependence // nil: it waits for no other job
 	bounded     bool        // its queue may be full
 }
 
@@ -37,6 +38,9 @@ func (r *newRow) job() *Job {
 	}
 	if r.jobKey != nil {
 		job.Key = *r.jobKey
+	}
+	if r.dependence != nil {
+		job.WaitsFor = len(r.dependence.parents)
 	}
 	if r.timeoutMS != nil {
 		job.Timeout = time.Duration(*r.timeoutMS) * time.Millisecond
@@ -101,6 +105,9 @@ func (s *Scheduler) newRow(ctx context.Context, name string, data JobData) (row 
 	if row.jobKey, inputErr = keyIn(q, data); inputErr != nil {
 		return row, inputErr
 	}
+	if row.dependence, inputErr = dependenceOf(data); inputErr != nil {
+		return row, inputErr
+	}
 	if row.attributes, err = encodeAttributes(data, Traceparent(ctx)); err != nil {
 		return row, err
 	}
@@ -132,7 +139,7 @@ func storableTime(runAt time.Time) (*time.Time, error) {
 }
 
 // isCounted: its creation depends on what else there is.
-func (r *newRow) isCounted() bool { return r.unique != nil || r.bounded }
+func (r *newRow) isCounted() bool { return r.unique != nil || r.bounded || r.dependence != nil }
 
 // columnsOf are the jobs column by column, as unnest takes them.
 func columnsOf(jobs []newRow) []any {

@@ -13,6 +13,7 @@ type QueueStat struct {
 	Queue       JobQueue   `json:"queue"`
 	Pending     int        `json:"pending"`       // due and not started yet
 	Scheduled   int        `json:"scheduled"`     // pending too, but not due yet
+	Waiting     int        `json:"waiting"`       // pending too, but for other jobs first, see JobData.After; whether due or not
 	Failed      int        `json:"failed"`        // waiting to be rerun, due or not
 	Running     int        `json:"running"`       // those of processes that are gone included, until they are taken back
 	OldestDueAt *time.Time `json:"oldest_due_at"` // the earliest run_at of a pending or failed job that is due, in UTC; nil if none is
@@ -38,7 +39,7 @@ type QueueHolder struct {
 }
 
 const queueStatsSQL = `
-SELECT queue, pending, scheduled, failed, running, oldest_due_at, paused, rate_limited_until, held_by
+SELECT queue, pending, scheduled, waiting, failed, running, oldest_due_at, paused, rate_limited_until, held_by
 FROM {{schema}}.queue_stats($1::text[]) ORDER BY queue COLLATE "C"`
 
 // QueueStats counts, by the database's clock, what is not finished in each queue
@@ -55,7 +56,7 @@ func (s *Scheduler) QueueStats(ctx context.Context) ([]QueueStat, error) {
 		return nil, fmt.Errorf("queue stats: %w", explained(err))
 	}
 	stats, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (q QueueStat, err error) {
-		err = row.Scan(&q.Queue, &q.Pending, &q.Scheduled, &q.Failed, &q.Running, &q.OldestDueAt, &q.Paused,
+		err = row.Scan(&q.Queue, &q.Pending, &q.Scheduled, &q.Waiting, &q.Failed, &q.Running, &q.OldestDueAt, &q.Paused,
 			&q.RateLimitedUntil, &q.HeldBy)
 		q.OldestDueAt, q.RateLimitedUntil = inUTC(q.OldestDueAt), inUTC(q.RateLimitedUntil)
 		return q, err

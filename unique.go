@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -26,9 +27,9 @@ const (
 	DuplicateKeep DuplicatePolicy = ""
 	// DuplicateReplace gives the job the RunAt, Payload, Owner, Tags and
 	// Metadata of the new one, if it is pending and has used no attempt.
-	// Otherwise it is kept. Its queue and the rest stay, but for the progress
-	// and the checkpoint of one that was snoozed or interrupted: those are about
-	// the old payload, and go.
+	// Otherwise it is kept. Its queue, what it waits for and the rest stay, but
+	// for the progress and the checkpoint of one that was snoozed or interrupted:
+	// those are about the old payload, and go.
 	DuplicateReplace DuplicatePolicy = "replace"
 )
 
@@ -88,6 +89,13 @@ SELECT ` + jobColumns + `, duplicate, changed, coalesce(asked, ''), (extract(epo
 FROM {{schema}}.create_unique($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
     $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool, $15::text, $16::text) AS u, LATERAL (SELECT (u.job).*) AS j`
 
+const createAfterSQL = `
+SELECT ` + jobColumns + `, duplicate, changed, coalesce(asked, ''), (extract(epoch FROM run_at - now()) * 1000000)::bigint,
+    ` + othersListen + `$17::text::uuid)
+FROM {{schema}}.create_after($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
+    $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool, $15::text, $16::text,
+    $18::uuid[], $19::uuid[], $20::bool[]) AS u, LATERAL (SELECT (u.job).*) AS j`
+
 // found is the job that there is after a creation which may find one.
 type found struct {
 	job     *Job
@@ -98,7 +106,8 @@ type found struct {
 }
 
 // insertUnique stores a job or finds the one that is there: by its key, or by
-// that of the request it comes from, which may be nil.
+// that of the request it comes from, which may be nil. It may be one that waits for
+// others, and have no key.
 func (s *Scheduler) insertUnique(ctx context.Context, db querier, row *newRow, from *keyedRequest) (f found, err error) {
 	var key, digest *string
 	if from != nil {
@@ -106,8 +115,11 @@ func (s *Scheduler) insertUnique(ctx context.Context, db querier, row *newRow, f
 	}
 	f.job = &Job{}
 	var dueInUS int64
-	args := append(uniqueColumns([]newRow{*row}), key, digest, s.lease.own())
-	err = f.job.scan(db.QueryRow(ctx, s.sql(createUniqueSQL), args...), &f.job.Duplicate, &f.changed, &f.asked, &dueInUS, &f.heard)
+	sql, args := createUniqueSQL, append(uniqueColumns([]newRow{*row}), key, digest, s.lease.own())
+	if row.dependence != nil {
+		sql, args = createAfterSQL, append(args, dependenceColumns([]newRow{*row})...)
+	}
+	err = f.job.scan(db.QueryRow(ctx, s.sql(sql), args...), &f.job.Duplicate, &f.changed, &f.asked, &dueInUS, &f.heard)
 	f.dueIn = time.Duration(dueInUS) * time.Microsecond
 	if f.changed {
 		f.job.Progress = nil // the statement may have seen that of the old payload
@@ -131,10 +143,21 @@ SELECT (job).id::text, (job).queue, now(), changed, (extract(epoch FROM (job).ru
 FROM {{schema}}.create_unique($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
     $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool) WITH ORDINALITY AS u (job, duplicate, changed, asked, place) ORDER BY place`
 
+const createJobsAfterSQL = `
+SELECT (job).id::text, (job).queue, now(), changed, (extract(epoch FROM (job).run_at - now()) * 1000000)::bigint,
+    ` + othersListen + `$15::text::uuid)
+FROM {{schema}}.create_after($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
+    $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool, NULL, NULL, $16::uuid[], $17::uuid[], $18::bool[])
+    WITH ORDINALITY AS u (job, duplicate, changed, asked, place) ORDER BY place`
+
 // insertUniqueJobs stores all jobs or none, tells of them, and returns the ids
 // of those there are in their places. at is when the new ones were created.
 func (s *Scheduler) insertUniqueJobs(ctx context.Context, jobs []newRow) (ids []string, at time.Time, err error) {
-	rows, err := s.pool.Query(ctx, s.sql(createUniqueJobsSQL), append(uniqueColumns(jobs), s.lease.own())...)
+	sql, args := createUniqueJobsSQL, append(uniqueColumns(jobs), s.lease.own())
+	if slices.ContainsFunc(jobs, func(row newRow) bool { return row.dependence != nil }) {
+		sql, args = createJobsAfterSQL, append(args, dependenceColumns(jobs)...)
+	}
+	rows, err := s.pool.Query(ctx, s.sql(sql), args...)
 	type changed struct {
 		queue JobQueue
 		dueIn time.Duration
@@ -209,7 +232,8 @@ func (k *keyedRequest) setDigest(body []byte, data JobData) error {
 			fields[field] = duration.String()
 		}
 	}
-	for field, given := range map[string]bool{"max_attempts": data.MaxAttempts != 0, "priority": data.Priority != 0, "tags": len(data.Tags) > 0} {
+	for field, given := range map[string]bool{"max_attempts": data.MaxAttempts != 0, "priority": data.Priority != 0, "tags": len(data.Tags) > 0,
+		"after": len(data.After) > 0, "after_any": data.AfterAny && len(data.After) > 0} {
 		if !given {
 			fields[field] = nil
 		}
@@ -237,7 +261,7 @@ func (s *Scheduler) createFrom(ctx context.Context, request *keyedRequest, name 
 	}
 	f, err := s.createUnique(ctx, &row, request)
 	if err != nil {
-		return nil, fmt.Errorf("create job: %w", refusedByPostgres("payload", err))
+		return nil, fmt.Errorf("create job: %w", refusedCreation(err))
 	}
 	if f.asked != request.digest {
 		return nil, errOtherRequest

@@ -44,7 +44,8 @@ func InSQL(s *scheduler.Scheduler, tx scheduler.SQLTx) *Tx { return &Tx{s, tx} }
 // what is equal; an object what has its fields with equal values, and maybe
 // more. Tags match a job that has all of them, and RunAt one that is up to ten
 // seconds off, because the code under test has taken the time itself.
-// UniqueFor and OnDuplicate, which a job does not show, must be zero.
+// UniqueFor, OnDuplicate, After and AfterAny, which a job does not show, must be
+// zero; see Scheduler.Parents.
 func RequireCreated[S Source](tb testing.TB, in S, name string, data scheduler.JobData) *scheduler.Job {
 	tb.Helper()
 	jobs := Created(tb, in, name, data)
@@ -108,6 +109,9 @@ func jobsIn[S Source](ctx context.Context, in S, name string, most int) ([]*sche
 func matcher(data scheduler.JobData) (func(*scheduler.Job) bool, error) {
 	if data.UniqueFor != 0 || data.OnDuplicate != "" {
 		return nil, fmt.Errorf("UniqueFor %s, OnDuplicate %q: expected none, a job does not show them", data.UniqueFor, data.OnDuplicate)
+	}
+	if len(data.After) > 0 || data.AfterAny {
+		return nil, fmt.Errorf("with After %q, AfterAny %t: expected none, a job does not show them", data.After, data.AfterAny)
 	}
 	payload, err := parsed(data.Payload)
 	if err != nil {

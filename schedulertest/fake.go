@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -22,7 +23,8 @@ import (
 //
 // It knows nothing of transactions, so a job is there at once, also if the
 // transaction is nil or rolled back. A UniqueKey is taken for ever, because no
-// job is ever finished. A ctx that has ended is an error, as one that could not
+// job is ever finished; and for the same reason a job that is to run after others
+// waits for ever. A ctx that has ended is an error, as one that could not
 // reach the database.
 type Fake struct {
 	maker seam.Maker
@@ -51,7 +53,13 @@ func (f *Fake) CreateJob(ctx context.Context, name string, data scheduler.JobDat
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.keep(made.(*scheduler.Job), data), nil
+	job := made.(*scheduler.Job)
+	if f.holder(job) < 0 {
+		if i, err := f.checkParents(scheduler.NewJob{JobData: data}); i >= 0 {
+			return nil, fmt.Errorf("create job: %w", err)
+		}
+	}
+	return f.keep(job, data), nil
 }
 
 // CreateJobTx is that of a Scheduler. tx is not used, and may be nil.
@@ -75,6 +83,10 @@ func (f *Fake) CreateJobs(ctx context.Context, jobs []scheduler.NewJob) (ids []s
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if i, err := f.checkParents(jobs...); i >= 0 {
+		err.Field = fmt.Sprintf("jobs[%d].%s", i, err.Field)
+		return nil, fmt.Errorf("create jobs: %w", err)
+	}
 	ids = []string{}
 	for i, job := range made.([]*scheduler.Job) {
 		ids = append(ids, f.keep(job, jobs[i].JobData).ID)
@@ -82,11 +94,35 @@ func (f *Fake) CreateJobs(ctx context.Context, jobs []scheduler.NewJob) (ids []s
 	return ids, nil
 }
 
-// keep keeps a job, or finds the one that has its key. f.mu is held.
-func (f *Fake) keep(job *scheduler.Job, data scheduler.JobData) *scheduler.Job {
-	there := slices.IndexFunc(f.jobs, func(other *scheduler.Job) bool {
+// holder is the place of the job that has this one's key; below 0: none. f.mu is
+// held.
+func (f *Fake) holder(job *scheduler.Job) int {
+	return slices.IndexFunc(f.jobs, func(other *scheduler.Job) bool {
 		return job.UniqueKey != "" && other.UniqueKey == job.UniqueKey && other.Name == job.Name
 	})
+}
+
+// checkParents looks for jobs that are to be waited for and are not there. It
+// returns the first job that waits for the lowest of them, as a Scheduler does;
+// below 0: all are there. f.mu is held.
+func (f *Fake) checkParents(batch ...scheduler.NewJob) (int, *scheduler.InputError) {
+	place, lowest := -1, ""
+	for i, job := range batch {
+		for _, parent := range job.After {
+			id := strings.ToLower(parent)
+			isLabel := slices.ContainsFunc(batch, func(other scheduler.NewJob) bool { return other.Label == parent })
+			isThere := slices.ContainsFunc(f.jobs, func(other *scheduler.Job) bool { return other.ID == id })
+			if !isLabel && !isThere && (place < 0 || id < lowest) {
+				place, lowest = i, id
+			}
+		}
+	}
+	return place, &scheduler.InputError{Field: "after", Err: fmt.Errorf("there is no job %s", lowest)}
+}
+
+// keep keeps a job, or finds the one that has its key. f.mu is held.
+func (f *Fake) keep(job *scheduler.Job, data scheduler.JobData) *scheduler.Job {
+	there := f.holder(job)
 	if there < 0 {
 		f.jobs = append(f.jobs, job)
 		return copyOf(job)

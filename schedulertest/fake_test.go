@@ -64,6 +64,9 @@ func TestFakeIsLikeAScheduler(t *testing.T) {
 		{t.Context(), "a", scheduler.JobData{Tags: []string{""}}},
 		{t.Context(), "a", scheduler.JobData{Metadata: 1}},
 		{t.Context(), "a", scheduler.JobData{UniqueFor: time.Hour}},
+		{t.Context(), "a", scheduler.JobData{After: []string{"x"}}},
+		{t.Context(), "a", scheduler.JobData{After: []string{"ABCDEF00-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000001"}}},
+		{t.Context(), "b", scheduler.JobData{UniqueKey: "k", After: []string{"00000000-0000-0000-0000-000000000001"}}},
 		{ended, "a", scheduler.JobData{}},
 		{ended, "c", scheduler.JobData{}},
 	} {
@@ -86,6 +89,23 @@ func TestFakeIsLikeAScheduler(t *testing.T) {
 		fakeIDs, err := fake.CreateJobs(test.ctx, batch)
 		requireSameError(t, wantErr, err)
 		require.Len(t, fakeIDs, len(ids))
+	}
+	for _, batch := range [][]scheduler.NewJob{
+		{{Name: "a", Label: "x"}, {Name: "a", JobData: scheduler.JobData{After: []string{"x"}}}},
+		{{Name: "a", Label: "x"}, {Name: "a", JobData: scheduler.JobData{After: []string{"y"}}}},
+		{{Name: "a", Label: "x", JobData: scheduler.JobData{After: []string{"x"}}}},
+	} {
+		ids, wantErr := actual.CreateJobs(t.Context(), batch)
+		fakeIDs, err := fake.CreateJobs(t.Context(), batch)
+		requireSameError(t, wantErr, err)
+		require.Len(t, fakeIDs, len(ids))
+	}
+	for _, creator := range []creator{actual, fake} {
+		parent, err := creator.CreateJob(t.Context(), "a", scheduler.JobData{})
+		require.NoError(t, err)
+		child, err := creator.CreateJob(t.Context(), "a", scheduler.JobData{After: []string{parent.ID, parent.ID}})
+		require.NoError(t, err)
+		require.Equal(t, 1, child.WaitsFor)
 	}
 	none, err := fake.CreateJobs(t.Context(), nil)
 	require.NoError(t, err)

@@ -309,3 +309,20 @@ func TestCallHandlerThatReports(t *testing.T) {
 	require.Equal(t, 75, job.Progress.Percent)
 	require.Nil(t, job.Progress.Checkpoint)
 }
+
+func TestDrainOfDependants(t *testing.T) {
+	t.Parallel()
+	s := schedulertest.New(t, newPool(t), scheduler.Config{JobNames: scheduler.JobNames{"a": succeed}})
+	ids, err := s.CreateJobs(t.Context(), []scheduler.NewJob{
+		{Name: "a", JobData: scheduler.JobData{After: []string{"x", "y"}}},
+		{Name: "a", Label: "x", JobData: scheduler.JobData{After: []string{"y"}}},
+		{Name: "a", Label: "y"},
+	})
+	require.NoError(t, err)
+	requireFails(t, func(tb testing.TB) { schedulertest.RunJob(tb, s, ids[0]) }, "it waits for 2 other jobs to succeed")
+	var order []string
+	for _, job := range schedulertest.Drain(t, s) {
+		order = append(order, job.ID)
+	}
+	require.Equal(t, []string{ids[2], ids[1], ids[0]}, order)
+}

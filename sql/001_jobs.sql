@@ -6,6 +6,8 @@
 --                   |         +-> failed (backoff passes) -> running
 --                   +-- snoozed, handed back at shutdown, or rescued from a lost lease
 --
+-- A pending job may wait for others first, see 010_after.sql.
+--
 -- 006_control.sql has what people do to a job (cancel, retry, reschedule, delete),
 -- 008_control_many.sql to many.
 
@@ -17,7 +19,7 @@ CREATE DOMAIN {{schema}}.job_time AS timestamptz CONSTRAINT job_time_is_finite C
 CREATE DOMAIN {{schema}}.job_timeout AS bigint CONSTRAINT job_timeout_positive CHECK (VALUE > 0);
 CREATE DOMAIN {{schema}}.job_attempt AS smallint CONSTRAINT job_attempt_not_negative CHECK (VALUE >= 0);
 CREATE DOMAIN {{schema}}.job_attempts AS smallint CONSTRAINT job_attempts_positive CHECK (VALUE > 0);
-CREATE DOMAIN {{schema}}.job_lane AS smallint CONSTRAINT job_lane_known CHECK (VALUE BETWEEN -300 AND 302);
+CREATE DOMAIN {{schema}}.job_lane AS smallint CONSTRAINT job_lane_known CHECK (VALUE BETWEEN -300 AND 303);
 CREATE DOMAIN {{schema}}.job_queue AS text CONSTRAINT job_queue_is_a_place CHECK (VALUE <> 'failed' AND VALUE <> '');
 CREATE DOMAIN {{schema}}.job_name AS text CONSTRAINT job_name_length CHECK (length(VALUE) BETWEEN 1 AND 128);
 CREATE DOMAIN {{schema}}.job_status AS text
@@ -39,6 +41,8 @@ CREATE TABLE {{schema}}.jobs (
     max_attempts {{schema}}.job_attempts NOT NULL DEFAULT 10,
     lane         {{schema}}.job_lane     DEFAULT 0,          -- its place in the index of what is live, see jobs_live
     cancelling   boolean,                                    -- of a running job: true if it was called off; NULL for all others
+    waits_for    integer,                                    -- how many jobs have to finish before it; NULL: it was created after none
+    awaited      boolean,                                    -- true if a job was created that is to run after it; NULL for all others
     priority     smallint                NOT NULL DEFAULT 0, -- lower goes first; -100 to 100, as far as lanes go
     queue        {{schema}}.job_queue    NOT NULL DEFAULT 'default',
     name         {{schema}}.job_name     NOT NULL,
@@ -51,8 +55,9 @@ CREATE TABLE {{schema}}.jobs (
     slot         {{schema}}.job_slot,                        -- what it takes up of those limits; NULL: nothing
 
     CONSTRAINT jobs_waits_in_lane CHECK (
-        CASE status WHEN 'pending' THEN lane = 3 * priority WHEN 'failed' THEN lane = 3 * priority + 1
-            WHEN 'running' THEN lane BETWEEN 3 * priority AND 3 * priority + 2 ELSE lane IS NULL END IS TRUE),
+        CASE status WHEN 'pending' THEN CASE WHEN waits_for > 0 THEN lane = 303 ELSE lane = 3 * priority AND lane < 303 END
+            WHEN 'failed' THEN lane = 3 * priority + 1
+            WHEN 'running' THEN lane BETWEEN 3 * priority AND 3 * priority + 2 AND lane < 303 ELSE lane IS NULL END IS TRUE),
     CONSTRAINT jobs_running_has_lease CHECK ((status = 'running') = (lease_id IS NOT NULL) AND (cancelling IS NULL OR lease_id IS NOT NULL)
         AND (slot IS NULL OR slot = 0 OR lease_id IS NOT NULL)),
     CONSTRAINT jobs_live_is_unfinished CHECK ((lane IS NOT NULL) = (finished_at IS NULL)
@@ -77,7 +82,8 @@ CREATE TABLE {{schema}}.jobs (
 -- writes one row version on the same page and no index entry (a HOT update): a
 -- running job stays in the lane it was claimed from, where claims pass over it.
 -- Jobs that run for longer are moved to the third lane, out of their way (see
--- settle). NULL is finished.
+-- settle). Lane 303, where nobody looks, has those that wait for other jobs. NULL
+-- is finished.
 CREATE INDEX jobs_live ON {{schema}}.jobs (queue, lane, run_at, id) WHERE lane IS NOT NULL;
 
 -- Running jobs that were called off, for the processes that run them. Neither a
@@ -151,7 +157,8 @@ $$;
 CREATE FUNCTION {{schema}}.create_job(
     name text, run_at timestamptz DEFAULT now(), payload jsonb DEFAULT 'null', queue text DEFAULT 'default',
     owner text DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL,
-    unique_key text DEFAULT NULL, unique_for interval DEFAULT NULL, priority integer DEFAULT 0, key text DEFAULT NULL
+    unique_key text DEFAULT NULL, unique_for interval DEFAULT NULL, priority integer DEFAULT 0, key text DEFAULT NULL,
+    after uuid[] DEFAULT NULL, after_any boolean DEFAULT false
 ) RETURNS uuid
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
@@ -199,10 +206,10 @@ BEGIN
         RAISE EXCEPTION 'create_job: payload has % bytes: expected at most 1048576', octet_length(create_job.payload::text)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF create_job.unique_key <> '' OR create_job.unique_for <> '0' OR v_bound IS NOT NULL THEN
-        RETURN {{schema}}.create_unique_job(v_id, create_job.name, v_run_at, coalesce(create_job.payload, 'null'), v_queue, v_attempts,
+    IF create_job.unique_key <> '' OR create_job.unique_for <> '0' OR v_bound IS NOT NULL OR cardinality(create_job.after) > 0 THEN
+        RETURN {{schema}}.create_job_apart(v_id, create_job.name, v_run_at, coalesce(create_job.payload, 'null'), v_queue, v_attempts,
             {{schema}}.job_attributes(create_job.owner, create_job.tags, create_job.metadata), v_priority, v_key,
-            nullif(create_job.unique_key, ''), create_job.unique_for);
+            nullif(create_job.unique_key, ''), create_job.unique_for, create_job.after, create_job.after_any);
     END IF;
 
     IF v_priority <> 0 THEN

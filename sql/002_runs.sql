@@ -104,30 +104,40 @@ CREATE FUNCTION {{schema}}.finish(
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_recorded integer;
+    v_awaited  uuid[]; -- what is finished and others run after
+    v_called   uuid[]; -- and of what was called off
 BEGIN
-    UPDATE {{schema}}.jobs j
-    SET status = f.status, lease_id = NULL, cancelling = NULL, result = f.result::jsonb,
-        slot = CASE WHEN j.slot = 2 AND f.status IN ('pending', 'failed') THEN 0 END,
-        lane = CASE f.status WHEN 'pending' THEN 3 * j.priority WHEN 'failed' THEN 3 * j.priority + 1 END,
-        attempt = j.attempt - f.refund,
-        run_at = CASE WHEN f.delay_us IS NULL THEN j.run_at ELSE now() + f.delay_us * interval '1 microsecond' END,
-        finished_at = CASE WHEN f.status IN ('succeeded', 'dead', 'cancelled') THEN now() END,
-        errors = CASE WHEN f.failure IS NULL THEN j.errors ELSE {{schema}}.with_error(j.errors, j.attempt, f.failure) END
-    FROM unnest(finish.ids, finish.claims, finish.statuses, finish.results, finish.failures, finish.delays_us, finish.refunds)
-        AS f (id, claims, status, result, failure, delay_us, refund)
-    WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running' AND (j.cancelling IS NULL OR f.status = 'succeeded');
-    GET DIAGNOSTICS v_recorded = ROW_COUNT;
-    IF v_recorded < cardinality(finish.ids) THEN
+    WITH recorded AS (
         UPDATE {{schema}}.jobs j
-        SET status = 'cancelled', lease_id = NULL, cancelling = NULL, lane = NULL, slot = NULL, finished_at = now(),
-            errors = {{schema}}.with_error(j.errors, j.attempt, {{schema}}.cancelled_error(f.failure))
-        FROM unnest(finish.ids, finish.claims, finish.statuses, finish.failures) AS f (id, claims, status, failure)
-        WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running' AND j.cancelling AND f.status <> 'succeeded';
+        SET status = f.status, lease_id = NULL, cancelling = NULL, result = f.result::jsonb,
+            slot = CASE WHEN j.slot = 2 AND f.status IN ('pending', 'failed') THEN 0 END,
+            lane = CASE f.status WHEN 'pending' THEN 3 * j.priority WHEN 'failed' THEN 3 * j.priority + 1 END,
+            attempt = j.attempt - f.refund,
+            run_at = CASE WHEN f.delay_us IS NULL THEN j.run_at ELSE now() + f.delay_us * interval '1 microsecond' END,
+            finished_at = CASE WHEN f.status IN ('succeeded', 'dead', 'cancelled') THEN now() END,
+            errors = CASE WHEN f.failure IS NULL THEN j.errors ELSE {{schema}}.with_error(j.errors, j.attempt, f.failure) END
+        FROM unnest(finish.ids, finish.claims, finish.statuses, finish.results, finish.failures, finish.delays_us, finish.refunds)
+            AS f (id, claims, status, result, failure, delay_us, refund)
+        WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running' AND (j.cancelling IS NULL OR f.status = 'succeeded')
+        RETURNING CASE WHEN j.awaited AND j.finished_at IS NOT NULL THEN j.id END AS awaited)
+    SELECT count(*), array_agg(r.awaited) FILTER (WHERE r.awaited IS NOT NULL) INTO v_recorded, v_awaited FROM recorded r;
+    IF v_recorded < cardinality(finish.ids) THEN
+        WITH recorded AS (
+            UPDATE {{schema}}.jobs j
+            SET status = 'cancelled', lease_id = NULL, cancelling = NULL, lane = NULL, slot = NULL, finished_at = now(),
+                errors = {{schema}}.with_error(j.errors, j.attempt, {{schema}}.cancelled_error(f.failure))
+            FROM unnest(finish.ids, finish.claims, finish.statuses, finish.failures) AS f (id, claims, status, failure)
+            WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running' AND j.cancelling AND f.status <> 'succeeded'
+            RETURNING CASE WHEN j.awaited THEN j.id END AS awaited)
+        SELECT array_agg(r.awaited) FILTER (WHERE r.awaited IS NOT NULL) INTO v_called FROM recorded r;
         RETURN QUERY
             SELECT f.id, coalesce(j.status = 'cancelled' AND f.status <> 'succeeded', false)
             FROM unnest(finish.ids, finish.claims, finish.statuses) AS f (id, claims, status)
             LEFT JOIN {{schema}}.jobs j ON j.id = f.id AND j.claims = f.claims
             WHERE j.status IS DISTINCT FROM f.status;
+    END IF;
+    IF coalesce(v_awaited, v_called) IS NOT NULL THEN
+        PERFORM {{schema}}.release_dependants(v_awaited || v_called);
     END IF;
     IF 'dead' = ANY (finish.statuses) THEN
         -- Those that an earlier call has recorded, whose answer was lost, died then.
@@ -182,6 +192,8 @@ BEGIN
                 || 'lease lost: the process that ran this attempt ended or could not renew its lease')
         WHERE j.id = ANY (v_jobs)
         RETURNING j.*;
+    PERFORM {{schema}}.release_dependants(ARRAY(
+        SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_jobs) AND j.awaited AND j.finished_at IS NOT NULL));
     PERFORM {{schema}}.tell_dead(v_jobs) WHERE EXISTS (SELECT FROM {{schema}}.queues q WHERE q.on_dead <> '');
     -- The lease of a job that is locked just now stays for the next time.
     DELETE FROM {{schema}}.leases l WHERE l.id = ANY (v_lost) AND NOT EXISTS (
@@ -193,16 +205,29 @@ $$;
 -- these ids: a claim took it whose answer was lost. Returns the jobs as they are
 -- then: those that were called off are cancelled.
 CREATE FUNCTION {{schema}}.hand_back(lease uuid, held uuid[]) RETURNS SETOF {{schema}}.jobs
-LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
-    UPDATE {{schema}}.jobs j
-    SET status = CASE WHEN j.cancelling THEN 'cancelled' ELSE 'pending' END,
-        lane = CASE WHEN j.cancelling IS NULL THEN 3 * j.priority END,
-        finished_at = CASE WHEN j.cancelling THEN now() END,
-        slot = CASE WHEN j.slot = 2 AND j.cancelling IS NULL THEN 0 END,
-        lease_id = NULL, cancelling = NULL, attempt = CASE WHEN j.cancelling THEN j.attempt ELSE greatest(j.attempt - 1, 0) END,
-        errors = CASE WHEN j.cancelling THEN {{schema}}.with_error(j.errors, j.attempt, 'job cancelled') ELSE j.errors END
-    WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = hand_back.lease AND NOT j.id = ANY (hand_back.held)
-    RETURNING j.*
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+DECLARE
+    v_jobs uuid[] := ARRAY(
+        SELECT r.id FROM {{schema}}.jobs r
+        WHERE r.lane IS NOT NULL AND r.status = 'running' AND r.lease_id = hand_back.lease AND NOT r.id = ANY (hand_back.held)
+        ORDER BY r.id FOR NO KEY UPDATE);
+BEGIN
+    IF v_jobs = '{}' THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+        UPDATE {{schema}}.jobs j
+        SET status = CASE WHEN j.cancelling THEN 'cancelled' ELSE 'pending' END,
+            lane = CASE WHEN j.cancelling IS NULL THEN 3 * j.priority END,
+            finished_at = CASE WHEN j.cancelling THEN now() END,
+            slot = CASE WHEN j.slot = 2 AND j.cancelling IS NULL THEN 0 END,
+            lease_id = NULL, cancelling = NULL, attempt = CASE WHEN j.cancelling THEN j.attempt ELSE greatest(j.attempt - 1, 0) END,
+            errors = CASE WHEN j.cancelling THEN {{schema}}.with_error(j.errors, j.attempt, 'job cancelled') ELSE j.errors END
+        WHERE j.id = ANY (v_jobs)
+        RETURNING j.*;
+    PERFORM {{schema}}.release_dependants(ARRAY(
+        SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_jobs) AND j.awaited AND j.finished_at IS NOT NULL));
+END
 $$;
 
 -- Deletes a lease at the end of its process. One that has jobs all the same, by

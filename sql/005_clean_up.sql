@@ -7,16 +7,19 @@ CREATE TABLE {{schema}}.clean_up_state (
     last_runid bigint NOT NULL DEFAULT 0, -- of cron.job_run_details
     last_name text   NOT NULL DEFAULT '', -- of unique_keys,
     last_key  text   NOT NULL DEFAULT '', -- and of the same row
-    last_progress uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000' -- of job_progress
+    last_progress uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000', -- of job_progress
+    last_child uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000', -- of job_dependencies,
+    last_parent uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000' -- and of the same row
 );
 INSERT INTO {{schema}}.clean_up_state DEFAULT VALUES;
 
 -- Deletes up to batch finished jobs: succeeded and cancelled ones that finished
 -- longer ago than keep, dead ones longer ago than keep_dead. NULL: keep for
--- ever. Jobs that a foreign key of another table protects stay. It also deletes
+-- ever. Jobs that a foreign key of another table protects stay, and so do those
+-- whose results a job that is not finished may read (see is_read). It also deletes
 -- what pg_cron recorded of our entries longer ago than keep, what it never recorded
 -- an end of, workers whose cron entry was removed, the keys of unique jobs that
--- hold nobody up any more, and the progress of jobs that are gone.
+-- hold nobody up any more, and the progress and dependencies of jobs that are gone.
 --
 -- Returns the number of deleted jobs; as long as that is batch, there are more.
 -- A call looks at 100,000 old jobs at most and the next one goes on behind
@@ -49,7 +52,8 @@ BEGIN
         SELECT ARRAY(
             SELECT j.id FROM (SELECT * FROM {{schema}}.jobs WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3) AS j
             WHERE (j.status IN ('succeeded', 'cancelled') AND j.finished_at <= now() - $4
-                OR j.status = 'dead' AND j.finished_at <= now() - $5) %s
+                OR j.status = 'dead' AND j.finished_at <= now() - $5)
+                AND (j.awaited IS NULL OR NOT {{schema}}.is_read(j.id)) %s
             ORDER BY j.id LIMIT $6) $q$, {{schema}}.unreferenced())
         INTO v_ids USING v_state.last_id, v_before, c_look, keep, keep_dead, batch;
     IF cardinality(v_ids) = batch THEN
@@ -63,11 +67,13 @@ BEGIN
     v_ids := ARRAY(
         SELECT j.id FROM {{schema}}.jobs j
         WHERE j.id = ANY (v_ids) AND j.finished_at <= now() - CASE j.status WHEN 'dead' THEN keep_dead ELSE keep END
+            AND (j.awaited IS NULL OR NOT {{schema}}.is_read(j.id))
         ORDER BY j.id FOR UPDATE SKIP LOCKED);
     v_deleted := cardinality({{schema}}.delete_jobs(v_ids));
-    -- As jobs go, their keys and their progress are come to in time.
+    -- As jobs go, their keys, progress and dependencies are come to in time.
     PERFORM {{schema}}.clean_up_keys(least(10 * batch, c_look));
     PERFORM {{schema}}.clean_up_progress(least(10 * batch, c_look));
+    PERFORM {{schema}}.clean_up_dependencies(least(10 * batch, c_look));
 
     -- A running job whose lease was deleted by hand would never be rescued: give
     -- it one that has run out. Once in a pass over the old jobs.

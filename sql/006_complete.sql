@@ -13,13 +13,20 @@
 -- what takes longer is another transaction of the same handler.
 CREATE FUNCTION {{schema}}.complete(id uuid, claims integer, result text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET lock_timeout = '5s' AS $$
+DECLARE
+    v_awaited boolean;
 BEGIN
     UPDATE {{schema}}.jobs j
     SET status = 'succeeded', lease_id = NULL, cancelling = NULL, lane = NULL, slot = NULL, result = complete.result::jsonb,
         -- Not now(), which is when the caller's transaction began.
         finished_at = clock_timestamp()
-    WHERE j.id = complete.id AND j.claims = complete.claims AND j.status = 'running';
+    WHERE j.id = complete.id AND j.claims = complete.claims AND j.status = 'running'
+    RETURNING j.awaited INTO v_awaited;
     IF FOUND THEN
+        IF v_awaited THEN
+            PERFORM set_config('lock_timeout', '0', true); -- others that finish before the same job are waited for
+            PERFORM {{schema}}.release_dependants(ARRAY[complete.id]);
+        END IF;
         RETURN true;
     END IF;
     RETURN (SELECT false FROM {{schema}}.jobs j

@@ -55,9 +55,17 @@ $$;
 -- job ends cancelled, unless the handler succeeds all the same.
 CREATE FUNCTION {{schema}}.cancel_locked(ids uuid[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    v_awaited uuid[];
 BEGIN
-    UPDATE {{schema}}.jobs j SET status = 'cancelled', lane = NULL, slot = NULL, finished_at = now()
-    WHERE j.id = ANY (cancel_locked.ids) AND j.status IN ('pending', 'failed');
+    WITH cancelled AS (
+        UPDATE {{schema}}.jobs j SET status = 'cancelled', lane = NULL, slot = NULL, finished_at = now()
+        WHERE j.id = ANY (cancel_locked.ids) AND j.status IN ('pending', 'failed')
+        RETURNING j.id, j.awaited)
+    SELECT array_agg(c.id) FILTER (WHERE c.awaited) INTO v_awaited FROM cancelled c;
+    IF v_awaited IS NOT NULL THEN
+        PERFORM {{schema}}.release_dependants(v_awaited);
+    END IF;
     UPDATE {{schema}}.jobs j SET cancelling = true WHERE j.id = ANY (cancel_locked.ids) AND j.status = 'running';
 END
 $$;
@@ -72,7 +80,7 @@ CREATE FUNCTION {{schema}}.retry_locked(ids uuid[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
     UPDATE {{schema}}.jobs j
-    SET status = 'pending', lane = 3 * j.priority, finished_at = NULL,
+    SET status = 'pending', lane = CASE WHEN j.waits_for > 0 THEN 303 ELSE 3 * j.priority END, finished_at = NULL,
         run_at = CASE WHEN j.finished_at IS NULL THEN least(j.run_at, now()) ELSE now() END,
         started_at = CASE WHEN j.finished_at IS NULL THEN j.started_at END,
         max_attempts = greatest(j.max_attempts, j.attempt + 1)
@@ -143,6 +151,11 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
     IF {{schema}}.is_open_to('retry', v_job.status, v_job.attempt, v_job.cancelling, v_job.run_at) THEN
+        IF v_job.waits_for > 0 AND {{schema}}.wait_again(ARRAY[v_job.id], false) = '{}' THEN
+            RAISE EXCEPTION 'job % is to run after job %, which has not succeeded: expected that to be retried first', v_job.id,
+                (SELECT b.parent FROM {{schema}}.broken_off(ARRAY[v_job.id]) AS b ORDER BY b.parent LIMIT 1)
+                USING ERRCODE = 'object_not_in_prerequisite_state';
+        END IF;
         IF {{schema}}.take_keys(ARRAY[v_job.id]) = '{}' THEN
             RAISE EXCEPTION 'job % has the unique key of job %, which is not finished: expected that to be finished first', v_job.id,
                 (SELECT h.id FROM {{schema}}.unique_keys k JOIN {{schema}}.jobs h ON h.id = ANY (ARRAY[k.job_id, k.retried_id]) AND h.finished_at IS NULL
@@ -231,6 +244,12 @@ BEGIN
     END IF;
     DELETE FROM {{schema}}.jobs j WHERE j.id = v_job.id;
     DELETE FROM {{schema}}.job_progress p WHERE p.job_id = v_job.id;
+    IF v_job.awaited AND v_job.lane IS NOT NULL THEN
+        PERFORM {{schema}}.release_dependants(ARRAY[v_job.id]);
+    END IF;
+    IF v_job.waits_for IS NOT NULL THEN
+        DELETE FROM {{schema}}.job_dependencies d WHERE d.child = v_job.id;
+    END IF;
     IF v_job.lane IS NOT NULL THEN
         PERFORM {{schema}}.announce(v_job.queue);
     END IF;

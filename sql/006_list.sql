@@ -48,16 +48,19 @@ DECLARE
     v_source text;
     v_ids    uuid[];
 BEGIN
-    -- A status is in these lanes of each priority; a running job stays in the one it was claimed from.
+    -- A status is in these lanes of each priority; a running job stays in the one it was claimed from. What waits
+    -- for other jobs is pending too.
     IF find_jobs.queues IS NULL THEN
         v_lanes := ARRAY(
             SELECT 3 * p.priority + l.lane FROM {{schema}}.lanes_of(find_jobs.statuses) AS l (lane), generate_series(-100, 100) AS p (priority)
-            WHERE p.priority = 0 OR EXISTS (SELECT FROM {{schema}}.queues q WHERE q.prioritized));
+            WHERE p.priority = 0 OR EXISTS (SELECT FROM {{schema}}.queues q WHERE q.prioritized)
+            UNION ALL SELECT 303 WHERE 'pending' = ANY (find_jobs.statuses));
     ELSIF find_jobs.statuses && c_unfinished THEN
         v_live := c_live_in || c_with || ') AS j';
-        SELECT array_agg(q.name), array_agg(3 * p.priority + l.lane) INTO v_queues, v_lanes
-        FROM (SELECT DISTINCT a.name FROM unnest(find_jobs.queues) AS a (name)) AS q,
-            unnest({{schema}}.priorities(q.name)) AS p (priority), {{schema}}.lanes_of(find_jobs.statuses) AS l (lane);
+        SELECT array_agg(q.name), array_agg(a.lane) INTO v_queues, v_lanes
+        FROM (SELECT DISTINCT a.name FROM unnest(find_jobs.queues) AS a (name)) AS q, LATERAL (
+            SELECT 3 * p.priority + l.lane FROM unnest({{schema}}.priorities(q.name)) AS p (priority), {{schema}}.lanes_of(find_jobs.statuses) AS l (lane)
+            UNION ALL SELECT 303 WHERE 'pending' = ANY (find_jobs.statuses)) AS a (lane);
     END IF;
     FOREACH v_source IN ARRAY CASE
         WHEN find_jobs.statuses <@ c_unresulted AND find_jobs.attributes IS NULL THEN ARRAY[c_without]

@@ -138,36 +138,45 @@ END
 $$;
 
 -- What create_job does for a job with a unique key, or with what only such a job
--- may have, and in a queue with a bound.
-CREATE FUNCTION {{schema}}.create_unique_job(
+-- may have, in a queue with a bound, and for one that is to run after others.
+CREATE FUNCTION {{schema}}.create_job_apart(
     id uuid, name text, run_at timestamptz, payload jsonb, queue text, max_attempts integer, attributes jsonb,
-    priority integer, key text, unique_key text, unique_for interval
+    priority integer, key text, unique_key text, unique_for interval, after uuid[], after_any boolean
 ) RETURNS uuid
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
+    v_after   uuid[] := ARRAY(SELECT DISTINCT a.id FROM unnest(create_job_apart.after) AS a (id));
     v_id      uuid;
     v_queue   text;
     v_run_at  timestamptz;
     v_changed boolean;
 BEGIN
-    IF octet_length(create_unique_job.unique_key) > 256 THEN
-        RAISE EXCEPTION 'create_job: unique_key has % bytes: expected at most 256', octet_length(create_unique_job.unique_key)
+    IF octet_length(create_job_apart.unique_key) > 256 THEN
+        RAISE EXCEPTION 'create_job: unique_key has % bytes: expected at most 256', octet_length(create_job_apart.unique_key)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF create_unique_job.unique_for < '0' OR create_unique_job.unique_for > '8784 hours' THEN
-        RAISE EXCEPTION 'create_job: unique_for %: expected 0 to 366 days', create_unique_job.unique_for USING ERRCODE = 'invalid_parameter_value';
+    IF create_job_apart.unique_for < '0' OR create_job_apart.unique_for > '8784 hours' THEN
+        RAISE EXCEPTION 'create_job: unique_for %: expected 0 to 366 days', create_job_apart.unique_for USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF create_unique_job.unique_key IS NULL AND create_unique_job.unique_for <> '0' THEN
-        RAISE EXCEPTION 'create_job: unique_for % without a unique_key: expected both', create_unique_job.unique_for
+    IF create_job_apart.unique_key IS NULL AND create_job_apart.unique_for <> '0' THEN
+        RAISE EXCEPTION 'create_job: unique_for % without a unique_key: expected both', create_job_apart.unique_for
             USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF cardinality(v_after) > 10000 THEN
+        RAISE EXCEPTION 'create_job: after has % jobs: expected at most 10000', cardinality(v_after) USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF array_position(v_after, NULL) IS NOT NULL THEN
+        RAISE EXCEPTION 'create_job: after has a NULL: expected ids of jobs' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     SELECT (u.job).id, (u.job).queue, (u.job).run_at, u.changed INTO v_id, v_queue, v_run_at, v_changed
-    FROM {{schema}}.create_unique(ARRAY[create_unique_job.id], ARRAY[create_unique_job.name], ARRAY[create_unique_job.queue],
-        ARRAY[create_unique_job.payload::text], ARRAY[create_unique_job.run_at], ARRAY[create_unique_job.max_attempts], ARRAY[NULL::bigint],
-        ARRAY[CASE WHEN create_unique_job.unique_key IS NULL THEN create_unique_job.attributes
-            ELSE coalesce(create_unique_job.attributes, '{}') || jsonb_build_object('unique_key', create_unique_job.unique_key) END::text],
-        ARRAY[nullif(create_unique_job.priority, 0)], ARRAY[create_unique_job.key], ARRAY[create_unique_job.unique_key],
-        ARRAY[(extract(epoch FROM create_unique_job.unique_for) * 1000000)::bigint], ARRAY[false], true) AS u;
+    FROM {{schema}}.create_after(ARRAY[create_job_apart.id], ARRAY[create_job_apart.name], ARRAY[create_job_apart.queue],
+        ARRAY[create_job_apart.payload::text], ARRAY[create_job_apart.run_at], ARRAY[create_job_apart.max_attempts], ARRAY[NULL::bigint],
+        ARRAY[CASE WHEN create_job_apart.unique_key IS NULL THEN create_job_apart.attributes
+            ELSE coalesce(create_job_apart.attributes, '{}') || jsonb_build_object('unique_key', create_job_apart.unique_key) END::text],
+        ARRAY[nullif(create_job_apart.priority, 0)], ARRAY[create_job_apart.key], ARRAY[create_job_apart.unique_key],
+        ARRAY[(extract(epoch FROM create_job_apart.unique_for) * 1000000)::bigint], ARRAY[false], true,
+        NULL, NULL, array_fill(create_job_apart.id, ARRAY[cardinality(v_after)]), v_after,
+        array_fill(coalesce(create_job_apart.after_any, false), ARRAY[cardinality(v_after)])) AS u;
     IF v_changed THEN
         PERFORM {{schema}}.notify_created(v_queue, v_run_at);
     END IF;

@@ -95,7 +95,7 @@ DECLARE
 BEGIN
     LOOP
         SELECT (j.lane + 300) / 3 - 100 INTO v_next FROM {{schema}}.jobs j
-        WHERE j.queue = priorities.queue AND j.lane >= 3 * v_next ORDER BY j.lane LIMIT 1;
+        WHERE j.queue = priorities.queue AND j.lane >= 3 * v_next AND j.lane < 303 ORDER BY j.lane LIMIT 1;
         IF NOT FOUND THEN
             RETURN v_found;
         END IF;

@@ -17,14 +17,15 @@ CREATE FUNCTION {{schema}}.control_jobs(
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET lock_timeout = '3s' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
-    v_run_at timestamptz := coalesce(control_jobs.run_at, now());
-    v_left   integer := control_jobs.n;
-    v_before uuid;
-    v_page   uuid[];
-    v_ids    uuid[];
-    v_last   boolean; -- no more are listed
-    v_queue  text;
-    v_queues text[] := '{}';
+    v_run_at  timestamptz := coalesce(control_jobs.run_at, now());
+    v_left    integer := control_jobs.n;
+    v_before  uuid;
+    v_page    uuid[];
+    v_ids     uuid[];
+    v_awaited uuid[];
+    v_last    boolean; -- no more are listed
+    v_queue   text;
+    v_queues  text[] := '{}';
 BEGIN
     WHILE v_left > 0 AND v_last IS NOT TRUE LOOP
         v_page := {{schema}}.find_jobs(control_jobs.statuses, control_jobs.queues, control_jobs.names, control_jobs.attributes,
@@ -49,8 +50,12 @@ BEGIN
             WHEN 'retry' THEN NULL; -- done
             WHEN 'reschedule' THEN PERFORM {{schema}}.reschedule_locked(v_ids, v_run_at);
             WHEN 'delete' THEN
+                v_awaited := ARRAY(SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) AND j.awaited AND j.finished_at IS NULL);
                 v_ids := {{schema}}.delete_jobs(v_ids);
                 DELETE FROM {{schema}}.job_progress p WHERE p.job_id = ANY (v_ids);
+                -- A constraint may have kept some.
+                PERFORM {{schema}}.release_dependants(ARRAY(SELECT unnest(v_awaited) INTERSECT SELECT unnest(v_ids)));
+                DELETE FROM {{schema}}.job_dependencies d WHERE d.child = ANY (v_ids);
         END CASE;
         IF control_jobs.action = 'cancel' THEN
             RETURN QUERY SELECT j.id, j.status = 'cancelled' FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids);
@@ -77,7 +82,8 @@ DECLARE
     v_ids uuid[];
 BEGIN
     PERFORM {{schema}}.lock_keys_of(retry_open.ids);
-    v_ids := {{schema}}.take_keys({{schema}}.lock_open('retry', retry_open.ids, NULL, retry_open.statuses, retry_open.attributes));
+    v_ids := {{schema}}.take_keys({{schema}}.wait_again(
+        {{schema}}.lock_open('retry', retry_open.ids, NULL, retry_open.statuses, retry_open.attributes), true));
     IF v_ids = '{}' THEN
         RAISE SQLSTATE 'SJ001';
     END IF;
@@ -91,6 +97,7 @@ $$;
 -- Locks those of these jobs that this can still be done to, always in the same
 -- order. What is to be deleted is locked against new references, too, and comes
 -- without those that are referred to: to find that out by deleting would be dear.
+-- With what is to be cancelled or deleted come the jobs that wait for it.
 CREATE FUNCTION {{schema}}.lock_open(action text, ids uuid[], run_at timestamptz, statuses text[], attributes jsonb) RETURNS uuid[]
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
@@ -104,6 +111,9 @@ BEGIN
     IF lock_open.action = 'delete' AND v_ids <> '{}' THEN
         v_ids := ARRAY(SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) ORDER BY j.id FOR UPDATE SKIP LOCKED);
         EXECUTE 'SELECT ARRAY(SELECT j.id FROM unnest($1) AS j (id) WHERE true ' || {{schema}}.unreferenced() || ')' INTO v_ids USING v_ids;
+    END IF;
+    IF lock_open.action IN ('cancel', 'delete') THEN
+        v_ids := {{schema}}.lock_dependants(v_ids);
     END IF;
     RETURN v_ids;
 END

@@ -17,9 +17,11 @@ $$;
 CREATE OR REPLACE FUNCTION public.create_job(
     name text, run_at timestamptz DEFAULT now(), payload jsonb DEFAULT 'null', queue text DEFAULT 'default',
     owner text DEFAULT NULL, tags text[] DEFAULT NULL, metadata jsonb DEFAULT NULL,
-    unique_key text DEFAULT NULL, unique_for interval DEFAULT NULL, priority integer DEFAULT 0, key text DEFAULT NULL
+    unique_key text DEFAULT NULL, unique_for interval DEFAULT NULL, priority integer DEFAULT 0, key text DEFAULT NULL,
+    after uuid[] DEFAULT NULL, after_any boolean DEFAULT false
 ) RETURNS uuid LANGUAGE sql VOLATILE SET search_path = '' AS $$
-    SELECT {{schema}}.create_job(name, run_at, payload, queue, owner, tags, metadata, unique_key, unique_for, priority, key)
+    SELECT {{schema}}.create_job(name, run_at, payload, queue, owner, tags, metadata, unique_key, unique_for, priority, key,
+        after, after_any)
 $$;
 
 CREATE OR REPLACE FUNCTION public.create_queue_worker(
@@ -50,7 +52,7 @@ DECLARE
 BEGIN
     SELECT string_agg(quote_ident(r.rolname), ', ') INTO v_others FROM pg_catalog.pg_roles r
     WHERE r.rolname IN ('anon', 'authenticated', 'service_role') AND r.rolname <> current_user;
-    EXECUTE format('REVOKE ALL ON FUNCTION public.create_job(text, timestamptz, jsonb, text, text, text[], jsonb, text, interval, integer, text),
+    EXECUTE format('REVOKE ALL ON FUNCTION public.create_job(text, timestamptz, jsonb, text, text, text[], jsonb, text, interval, integer, text, uuid[], boolean),
         public.create_queue_worker(text, text, text, text, integer, text, boolean),
         public.remove_queue_worker(text),
         public.create_recurring_job(text, text, text, jsonb, text, text, text), public.remove_recurring_job(text) FROM %s', concat_ws(', ', 'PUBLIC', v_others));
