@@ -230,17 +230,22 @@ RETURNING run_at, created_at, (extract(epoch FROM run_at - now()) * 1000000)::bi
     ` + othersListen + `$8::text::uuid),
     CASE WHEN run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = $3::text)
         THEN {{schema}}.wake_workers($3::text) END,
-    CASE WHEN $9::bool THEN {{schema}}.notify_created($3::text, run_at, $8::text::uuid) END,
-    CASE WHEN $11::int <> 0 THEN {{schema}}.prioritize(ARRAY[$3::text]) END`
+    CASE WHEN $9::bool AND run_at <= now() + interval '1 minute' AND ` + othersListen + `$8::text::uuid)
+        THEN pg_notify('{{schema_name}}_jobs', CASE WHEN run_at <= now() THEN $3::text ELSE '' END) END`
+
+const insertRankedJobSQL = insertJobSQL + `, {{schema}}.prioritize(ARRAY[$3::text])`
 
 // insertJob stores a job. dueIn is how long until it is due, heard whether
 // another process waits to be notified.
 func (s *Scheduler) insertJob(ctx context.Context, db querier, row *newRow, notifies bool) (job *Job, dueIn time.Duration, heard bool, err error) {
 	job = row.job()
 	var dueInUS int64
-	err = db.QueryRow(ctx, s.sql(insertJobSQL), row.key(), row.name, row.queue, row.payload, row.runAt, row.maxAttempts, row.timeoutMS,
-		s.lease.own(), notifies, row.attributes, row.priority, row.jobKey).
-		Scan(&job.RunAt, &job.CreatedAt, &dueInUS, &heard, nil, nil, nil)
+	sql, into := insertJobSQL, []any{&job.RunAt, &job.CreatedAt, &dueInUS, &heard, nil, nil}
+	if row.priority != 0 {
+		sql, into = insertRankedJobSQL, append(into, nil)
+	}
+	err = db.QueryRow(ctx, s.sql(sql), row.key(), row.name, row.queue, row.payload, row.runAt, row.maxAttempts, row.timeoutMS,
+		s.lease.own(), notifies, row.attributes, row.priority, row.jobKey).Scan(into...)
 	if err != nil {
 		return nil, 0, false, err
 	}

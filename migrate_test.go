@@ -175,13 +175,13 @@ func TestTheTableRefusesBadStates(t *testing.T) {
 	s := newScheduler(t, func(c *scheduler.Config) { schema = c.Schema })
 	mustCreate(t, s, "a", scheduler.JobData{})
 	const runningInNoLane = "status = 'running', lease_id = gen_random_uuid(), finished_at = now(), lane = NULL, attempt = 1, claims = 1"
+	const doneInLane = "status = 'succeeded'"
 	for change, constraint := range map[string]string{
 		"status = 'done'":                   "job_status_known",
 		"status = 'failed'":                 "jobs_waits_in_lane",
 		"lane = 1":                          "jobs_waits_in_lane",
 		"lane = 3":                          "jobs_waits_in_lane",
 		"priority = 1":                      "jobs_waits_in_lane",
-		"lane = 303, priority = 101":        "jobs_waits_in_lane",
 		"lane = 303":                        "jobs_waits_in_lane",
 		"waits_for = 1":                     "jobs_waits_in_lane",
 		"lane = 304":                        "job_lane_known",
@@ -190,9 +190,9 @@ func TestTheTableRefusesBadStates(t *testing.T) {
 		"lease_id = gen_random_uuid()":      "jobs_running_has_lease",
 		"status = 'succeeded', lane = NULL": "jobs_live_is_unfinished",
 		"finished_at = now()":               "jobs_live_is_unfinished",
-		runningInNoLane:                     "jobs_live_is_unfinished",
+		runningInNoLane:                     "jobs_waits_in_lane",
+		doneInLane:                          "jobs_waits_in_lane",
 		"attempt = 11, claims = 11":         "jobs_attempt_in_range",
-		"attempt = 1":                       "jobs_attempt_in_range",
 		"attempt = -1":                      "job_attempt_not_negative",
 		"max_attempts = 0":                  "job_attempts_positive",
 		"queue = 'failed'":                  "job_queue_is_a_place",

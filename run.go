@@ -257,7 +257,7 @@ func (r *run) snapshot() RunReport {
 }
 
 const nextDueSQL = `
-SELECT {{schema}}.next_due($1::text, $2::text, $3::text[]),
+SELECT {{schema}}.next_due($1::text, $2::text, $3::text[], $4::timestamptz),
     (SELECT {{schema}}.rate_limited_until(q.name) FROM {{schema}}.queues q WHERE q.name = $1::text AND q.limited)`
 
 // nextDue tells when the next job that a run with this filter picks is due, and
@@ -265,7 +265,8 @@ SELECT {{schema}}.next_due($1::text, $2::text, $3::text[]),
 func (s *Scheduler) nextDue(q *queue, status JobStatus) (at, limitedUntil *time.Time, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), claimTimeout)
 	defer cancel()
-	if err := s.pool.QueryRow(ctx, s.sql(nextDueSQL), string(q.name), string(status), s.names).Scan(&at, &limitedUntil); err != nil {
+	since := q.progress[lanesOf(status)].since()
+	if err := s.pool.QueryRow(ctx, s.sql(nextDueSQL), string(q.name), string(status), s.names, since).Scan(&at, &limitedUntil); err != nil {
 		return nil, nil, fmt.Errorf("look for the next due job: %w", explained(err))
 	}
 	return inUTC(at), inUTC(limitedUntil), nil

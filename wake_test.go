@@ -183,8 +183,8 @@ func TestWakesOfABurstAreOne(t *testing.T) {
 	w.workAwake(t, w.name, w.url())
 	for title, create := range map[string]func(){
 		"CreateJobs": func() { mustCreateMany(t, w.Scheduler, 10_000, "work", scheduler.JobData{}) },
-		"create_job": func() {
-			mustExec(t, w.pool, "SELECT "+w.schema+".create_job('work') FROM generate_series(1, 10000)")
+		"create_job": func() { // fewer: on a busy machine 10,000 may take the ten seconds that a wake counts
+			mustExec(t, w.pool, "SELECT "+w.schema+".create_job('work') FROM generate_series(1, 1000)")
 		},
 		"CreateJob": func() {
 			var all sync.WaitGroup
@@ -207,7 +207,7 @@ func TestWakesOfABurstAreOne(t *testing.T) {
 		create()
 		require.Equal(t, 1, queued(t, w.pool, w.url()), title)
 	}
-	require.Equal(t, 20_400, mustQuery[int](t, w.pool, "SELECT count(*) FROM "+w.schema+".jobs"))
+	require.Equal(t, 11_400, mustQuery[int](t, w.pool, "SELECT count(*) FROM "+w.schema+".jobs"))
 }
 
 // With runs in the middle of the burst, there is a request more for each; what

@@ -14,7 +14,8 @@
 -- What one column may hold is a domain's matter and what goes together is the
 -- table's: every statement reads and compiles the constraints of a table anew,
 -- which took more than half of the time of an insert, and those of a domain once
--- a session.
+-- a session. So the table's are as short as they can be: a constant of text is
+-- the dearest part.
 CREATE DOMAIN {{schema}}.job_time AS timestamptz CONSTRAINT job_time_is_finite CHECK (isfinite(VALUE));
 CREATE DOMAIN {{schema}}.job_timeout AS bigint CONSTRAINT job_timeout_positive CHECK (VALUE > 0);
 CREATE DOMAIN {{schema}}.job_attempt AS smallint CONSTRAINT job_attempt_not_negative CHECK (VALUE >= 0);
@@ -55,14 +56,11 @@ CREATE TABLE {{schema}}.jobs (
     slot         {{schema}}.job_slot,                        -- what it takes up of those limits; NULL: nothing
 
     CONSTRAINT jobs_waits_in_lane CHECK (
-        CASE status WHEN 'pending' THEN CASE WHEN waits_for > 0 THEN lane = 303 ELSE lane = 3 * priority AND lane < 303 END
-            WHEN 'failed' THEN lane = 3 * priority + 1
-            WHEN 'running' THEN lane BETWEEN 3 * priority AND 3 * priority + 2 AND lane < 303 ELSE lane IS NULL END IS TRUE),
-    CONSTRAINT jobs_running_has_lease CHECK ((status = 'running') = (lease_id IS NOT NULL) AND (cancelling IS NULL OR lease_id IS NOT NULL)
-        AND (slot IS NULL OR slot = 0 OR lease_id IS NOT NULL)),
-    CONSTRAINT jobs_live_is_unfinished CHECK ((lane IS NOT NULL) = (finished_at IS NULL)
-        AND (lane IS NOT NULL OR lease_id IS NULL AND slot IS NULL)),
-    CONSTRAINT jobs_attempt_in_range CHECK (attempt <= max_attempts AND attempt <= claims)
+        CASE status WHEN 'pending' THEN lane = CASE WHEN waits_for > 0 THEN 303 ELSE 3 * priority END
+            WHEN 'failed' THEN lane = 3 * priority + 1 ELSE (lane IS NULL) = (lease_id IS NULL) END),
+    CONSTRAINT jobs_running_has_lease CHECK ((status = 'running') = (lease_id IS NOT NULL)),
+    CONSTRAINT jobs_live_is_unfinished CHECK ((lane IS NULL) = (finished_at IS NOT NULL) AND (lane IS NOT NULL OR slot IS NULL)),
+    CONSTRAINT jobs_attempt_in_range CHECK (attempt <= max_attempts)
 ) WITH (
     -- Half of a page is left for the row versions that claims write: those then
     -- need no new index entries.

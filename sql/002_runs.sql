@@ -32,11 +32,10 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock_shared(hashtextextended('{{schema_name}}.' || claim.queue, 7041974)) THEN
         RETURN;
     END IF;
-    SELECT q.paused, q.prioritized, q.limited INTO v_paused, v_prioritized, v_limited FROM {{schema}}.queues q WHERE q.name = claim.queue;
-    IF NOT FOUND THEN
-        SELECT a.paused INTO v_paused FROM {{schema}}.all_queues a;
-    END IF;
-    IF v_paused THEN
+    SELECT coalesce(q.paused, a.paused), q.prioritized, q.limited INTO v_paused, v_prioritized, v_limited
+    FROM {{schema}}.leases l CROSS JOIN {{schema}}.all_queues a LEFT JOIN {{schema}}.queues q ON q.name = claim.queue
+    WHERE l.id = claim.lease AND l.expires_at > clock_timestamp() FOR KEY SHARE OF l;
+    IF NOT FOUND OR v_paused THEN
         RETURN;
     END IF;
     IF v_limited THEN
@@ -44,10 +43,6 @@ BEGIN
             SELECT c.id, c.name, c.payload, c.run_at, c.created_at, c.started_at,
                 c.attempt, c.max_attempts, c.errors, c.timeout_ms, c.claims, c.attributes, c.priority, c.key
             FROM {{schema}}.claim_limited(claim.queue, claim.pending, claim.failed, claim.names, claim.lease, claim.n, claim.overdue) AS c;
-        RETURN;
-    END IF;
-    PERFORM FROM {{schema}}.leases l WHERE l.id = claim.lease AND l.expires_at > clock_timestamp() FOR KEY SHARE;
-    IF NOT FOUND THEN
         RETURN;
     END IF;
     IF v_prioritized THEN
@@ -241,8 +236,10 @@ $$;
 -- When the next job becomes due that a run with this filter would pick: NULL
 -- if there is none or the queue is paused, a time not after now() if there is
 -- one already. A running job counts from the moment its lease has run out.
--- names: only jobs of these names; NULL: of any.
-CREATE FUNCTION {{schema}}.next_due(queue text, status text DEFAULT 'any', names text[] DEFAULT NULL) RETURNS timestamptz
+-- names: only jobs of these names; NULL: of any. since: as in claim, but where
+-- nothing is due from then on, all is looked at.
+CREATE FUNCTION {{schema}}.next_due(queue text, status text DEFAULT 'any', names text[] DEFAULT NULL, since timestamptz DEFAULT NULL)
+RETURNS timestamptz
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     v_queue    {{schema}}.queues%ROWTYPE;
@@ -273,10 +270,10 @@ BEGIN
 
     FOREACH v_priority IN ARRAY CASE WHEN v_queue.prioritized THEN {{schema}}.priorities(next_due.queue) ELSE '{0}' END LOOP
         IF next_due.status <> 'failed' THEN
-            v_pending := least(v_pending, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority, 'pending', next_due.names));
+            v_pending := least(v_pending, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority, 'pending', next_due.names, next_due.since));
         END IF;
         IF next_due.status <> 'pending' THEN
-            v_failed := least(v_failed, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority + 1, 'failed', next_due.names));
+            v_failed := least(v_failed, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority + 1, 'failed', next_due.names, next_due.since));
         END IF;
     END LOOP;
     v_due := least(v_pending, v_failed);
@@ -296,18 +293,22 @@ $$;
 
 -- The run_at of the first job in a lane that is not running. Where nothing is
 -- due, and jobs of any name count, the index alone tells.
-CREATE FUNCTION {{schema}}.next_in_lane(queue text, lane integer, status text, names text[]) RETURNS timestamptz
+CREATE FUNCTION {{schema}}.next_in_lane(queue text, lane integer, status text, names text[], since timestamptz) RETURNS timestamptz
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
+    v_since  timestamptz := coalesce(next_in_lane.since, '-infinity');
     v_run_at timestamptz;
 BEGIN
     SELECT j.run_at INTO v_run_at FROM {{schema}}.jobs j
-    WHERE j.queue = next_in_lane.queue AND j.lane = next_in_lane.lane ORDER BY j.run_at LIMIT 1;
+    WHERE j.queue = next_in_lane.queue AND j.lane = next_in_lane.lane AND j.run_at >= v_since ORDER BY j.run_at LIMIT 1;
     IF v_run_at <= now() OR next_in_lane.names IS NOT NULL AND v_run_at IS NOT NULL THEN
         SELECT j.run_at INTO v_run_at FROM {{schema}}.jobs j
-        WHERE j.queue = next_in_lane.queue AND j.lane = next_in_lane.lane AND j.status = next_in_lane.status
+        WHERE j.queue = next_in_lane.queue AND j.lane = next_in_lane.lane AND j.run_at >= v_since AND j.status = next_in_lane.status
             AND (next_in_lane.names IS NULL OR j.name = ANY (next_in_lane.names))
         ORDER BY j.run_at LIMIT 1;
+    END IF;
+    IF next_in_lane.since IS NOT NULL AND (v_run_at <= now()) IS NOT TRUE THEN
+        RETURN {{schema}}.next_in_lane(next_in_lane.queue, next_in_lane.lane, next_in_lane.status, next_in_lane.names, NULL);
     END IF;
     RETURN v_run_at;
 END
