@@ -30,27 +30,28 @@ type row string
 type values map[row]float64
 
 const (
-	rowCreate     row = "create"
-	rowBatch      row = "batch"
-	rowDrain      row = "drain"
-	rowWAL        row = "wal"
-	rowDead       row = "dead"
-	rowNotHOT     row = "not hot"
-	rowP50        row = "p50"
-	rowP99        row = "p99"
-	rowCreating   row = "creating"
-	rowP50Alone   row = "p50 alone"
-	rowP99Alone   row = "p99 alone"
-	rowHTTP       row = "http"
-	rowBeside     row = "beside"
-	rowTickNew    row = "tick new"
-	rowTickWarm   row = "tick warm"
-	rowTickScans  row = "tick scans"
-	rowTickCalls  row = "tick calls"
-	rowIdle       row = "idle"
-	rowIdleOpen   row = "idle open"
-	rowMemoryLive row = "memory live"
-	rowMemorySys  row = "memory sys"
+	rowCreate      row = "create"
+	rowBatch       row = "batch"
+	rowDrain       row = "drain"
+	rowWAL         row = "wal"
+	rowDead        row = "dead"
+	rowNotHOT      row = "not hot"
+	rowP50         row = "p50"
+	rowP99         row = "p99"
+	rowCreating    row = "creating"
+	rowP50Alone    row = "p50 alone"
+	rowP99Alone    row = "p99 alone"
+	rowHTTP        row = "http"
+	rowBeside      row = "beside"
+	rowTickNew     row = "tick new"
+	rowTickWarm    row = "tick warm"
+	rowTickDrained row = "tick drained"
+	rowTickScans   row = "tick scans"
+	rowTickCalls   row = "tick calls"
+	rowIdle        row = "idle"
+	rowIdleOpen    row = "idle open"
+	rowMemoryLive  row = "memory live"
+	rowMemorySys   row = "memory sys"
 )
 
 // rows says how each is shown, in the order of the table.
@@ -78,6 +79,7 @@ var rows = []struct {
 	{rowIdleOpen, "transactions it keeps open", 0},
 	{rowTickNew, "tick of an idle worker, new session, ms", 3},
 	{rowTickWarm, "tick of an idle worker, same session, ms", 3},
+	{rowTickDrained, "the same after a drain, before a vacuum, ms", 3},
 	{rowTickScans, "its reads of the jobs that are not index-only", 0},
 	{rowTickCalls, "its HTTP requests", 0},
 }
