@@ -161,8 +161,12 @@ $$;
 -- lease's row until then, so such a lease is skipped here; and whoever comes
 -- after finds the row gone. Only with that lock held are the jobs read, in a
 -- statement of its own, so that a claim which committed just before is seen.
+--
+-- With statistics, the planner would rather walk through all ids, which are in
+-- order, than sort the few jobs that the index of what is live has: hence no
+-- index scans, but bitmaps.
 CREATE FUNCTION {{schema}}.rescue() RETURNS SETOF {{schema}}.jobs
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_indexscan = off SET enable_bitmapscan = on AS $$
 DECLARE
     v_lost uuid[];
     v_jobs uuid[];
