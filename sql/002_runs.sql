@@ -209,7 +209,7 @@ DECLARE
     v_jobs uuid[] := ARRAY(
         SELECT r.id FROM {{schema}}.jobs r
         WHERE r.lane IS NOT NULL AND r.status = 'running' AND r.lease_id = hand_back.lease AND NOT r.id = ANY (hand_back.held)
-        ORDER BY r.id FOR NO KEY UPDATE);
+        ORDER BY r.id::text FOR NO KEY UPDATE); -- as in rescue
 BEGIN
     IF v_jobs = '{}' THEN
         RETURN;
