@@ -19,7 +19,7 @@ const (
 	EventSucceeded  EventKind = "succeeded"   // recorded: the handler returned nil, or CompleteTx committed
 	EventFailed     EventKind = "failed"      // recorded: will be rerun after its backoff
 	EventDead       EventKind = "dead"        // recorded: will not be rerun. After rescued too, if that was the last attempt
-	EventCancelled  EventKind = "cancelled"   // by CancelJob; of a job that was running, when that is recorded or it is rescued
+	EventCancelled  EventKind = "cancelled"   // by CancelJob; of a job that was running, when that is recorded or it is rescued. Not of those that wait for it
 	EventSnoozed    EventKind = "snoozed"     // recorded: asked to be run later
 	EventHandedBack EventKind = "handed_back" // recorded: not done, because of a shutdown or for want of a slot
 	EventRescued    EventKind = "rescued"     // taken back from a process that was lost, which may be another one

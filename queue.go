@@ -98,8 +98,9 @@ type QueueConfig struct {
 	// be created, 1 to 1,000,000; one more is refused with ErrQueueFull. Each
 	// creation counts them, one after another: CreateJobTx holds up others in
 	// this queue until its transaction ends. Jobs that become pending again, and
-	// those that OnDead makes, are never refused. Every process that creates jobs
-	// in the queue must say the same. Defaults to no bound.
+	// those that OnDead makes, are never refused. One that waits for others (see
+	// JobData.After) is counted from when it waits no longer. Every process that
+	// creates jobs in the queue must say the same. Defaults to no bound.
 	MaxPending int
 }
 
