@@ -118,8 +118,8 @@ func TestHTTPShowsTheQueues(t *testing.T) {
 	answer := w.call(t, "GET", "/api/jobs/queues", "", as("ada")...)
 	answer.requireJSON(t, http.StatusOK, new(any))
 	require.JSONEq(t, `{"queues": [
-		{"queue": "blocking", "pending": 0, "scheduled": 0, "failed": 0, "running": 0, "oldest_due_at": null, "paused": false, "rate_limited_until": null, "held_by": null},
-		{"queue": "default", "pending": 1, "scheduled": 0, "failed": 0, "running": 0, "oldest_due_at": "`+job.RunAt.Format(time.RFC3339Nano)+`", "paused": false, "rate_limited_until": null, "held_by": null}
+		{"queue": "blocking", "pending": 0, "scheduled": 0, "failed": 0, "running": 0, "waiting": 0, "oldest_due_at": null, "paused": false, "rate_limited_until": null, "held_by": null},
+		{"queue": "default", "pending": 1, "scheduled": 0, "failed": 0, "running": 0, "waiting": 0, "oldest_due_at": "`+job.RunAt.Format(time.RFC3339Nano)+`", "paused": false, "rate_limited_until": null, "held_by": null}
 	]}`, answer.body)
 	var page scheduler.JobPage
 	w.call(t, "GET", "/api/jobs", "", as("ada")...).requireJSON(t, http.StatusOK, &page)

@@ -136,8 +136,9 @@ WITH declared AS (
         AS n (name, base, skip_failed, max_attempts, on_dead, max_pending), {{schema}}.all_queues a
 )
 INSERT INTO {{schema}}.queues AS q (name, base, skip_failed, max_attempts, on_dead, max_pending, paused)
-SELECT d.name, d.base, d.skip_failed, d.max_attempts, d.on_dead, nullif(coalesce(d.max_pending, o.max_pending), 0), d.paused
-FROM declared d LEFT JOIN {{schema}}.queues o ON o.name = d.name
+SELECT d.name, d.base, d.skip_failed, d.max_attempts, d.on_dead,
+    nullif(coalesce(d.max_pending, (SELECT o.max_pending FROM {{schema}}.queues o WHERE o.name = d.name)), 0), d.paused
+FROM declared d ORDER BY d.name COLLATE "C"
 ON CONFLICT (name) DO UPDATE
 SET base = excluded.base, skip_failed = excluded.skip_failed, max_attempts = excluded.max_attempts,
     on_dead = coalesce(excluded.on_dead, q.on_dead), max_pending = excluded.max_pending

@@ -131,6 +131,7 @@ func matcher(data scheduler.JobData) (func(*scheduler.Job) bool, error) {
 			(data.Timeout == 0 || job.Timeout == data.Timeout) &&
 			(data.Owner == "" || job.Owner == data.Owner) &&
 			(data.UniqueKey == "" || job.UniqueKey == data.UniqueKey) &&
+			(data.Key == "" || job.Key == data.Key) &&
 			!slices.ContainsFunc(data.Tags, func(tag string) bool { return !slices.Contains(job.Tags, tag) })
 	}, nil
 }

@@ -169,11 +169,11 @@ func TestEveryFieldCounts(t *testing.T) {
 	at := time.Now().Add(time.Hour)
 	full := scheduler.JobData{
 		RunAt: at, Queue: "mail", Payload: map[string]any{"a": 1}, MaxAttempts: 3, Timeout: time.Second, Priority: -1,
-		Owner: "o", Tags: []string{"x", "y"}, Metadata: map[string]any{"m": 1, "n": 2}, UniqueKey: "k",
+		Owner: "o", Tags: []string{"x", "y"}, Metadata: map[string]any{"m": 1, "n": 2}, UniqueKey: "k", Key: "t",
 	}
 	other := map[string]any{
 		"RunAt": at.Add(time.Minute), "Queue": scheduler.JobQueue("default"), "Payload": 2, "MaxAttempts": 4, "Priority": 1, "Timeout": time.Minute,
-		"Owner": "p", "Tags": []string{"x", "z"}, "Metadata": map[string]any{"m": 2}, "UniqueKey": "l",
+		"Owner": "p", "Tags": []string{"x", "z"}, "Metadata": map[string]any{"m": 2}, "UniqueKey": "l", "Key": "u",
 	}
 	for title, in := range sources(t) {
 		_, err := in.create("full", full)
