@@ -26,7 +26,7 @@ func TestMaxPendingRefusesCreations(t *testing.T) {
 	full := func(err error) {
 		t.Helper()
 		require.ErrorIs(t, err, scheduler.ErrQueueFull)
-		require.ErrorContains(t, err, "'limited' is full: 3 of its jobs are pending")
+		require.ErrorContains(t, err, "'limited' has 3 pending jobs")
 	}
 	_, err := g.CreateJobs(t.Context(), []scheduler.NewJob{{Name: "ok", JobData: data}, {Name: "ok"}, {Name: "ok", JobData: data}})
 	full(err)
@@ -52,7 +52,7 @@ func TestMaxPendingRefusesCreations(t *testing.T) {
 	g.Handler().ServeHTTP(answer, request)
 	require.Equal(t, http.StatusTooManyRequests, answer.Code)
 	require.NotEmpty(t, answer.Header().Get("Retry-After"))
-	require.Contains(t, answer.Body.String(), "'limited' is full")
+	require.Contains(t, answer.Body.String(), "'limited' has 3 pending jobs")
 	require.Equal(t, 4, mustQuery[int](t, pool, "SELECT count(*) FROM "+g.schema+".jobs"), "nothing else is stored")
 
 	// Others are not concerned, and what is not pending does not count.

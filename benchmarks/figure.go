@@ -19,6 +19,7 @@ var figures = []figure{
 	{"latency", []string{ours, river, gue}, false, (*bench).measureLatency},
 	{"http", []string{ours}, false, (*bench).measureHTTP},
 	{"beside", []string{ours}, false, (*bench).measureBeside},
+	{"limits", []string{ours}, false, (*bench).measureLimits},
 	{"tick", []string{ours}, true, (*bench).measureTick},
 	{"idle", []string{ours}, true, (*bench).measureIdle},
 	{"memory", []string{ours}, true, (*bench).measureMemory},
@@ -43,6 +44,9 @@ const (
 	rowP99Alone    row = "p99 alone"
 	rowHTTP        row = "http"
 	rowBeside      row = "beside"
+	rowUnlimited   row = "unlimited"
+	rowAtOnce      row = "at once"
+	rowPerKey      row = "per key"
 	rowTickNew     row = "tick new"
 	rowTickWarm    row = "tick warm"
 	rowTickDrained row = "tick drained"
@@ -65,6 +69,9 @@ var rows = []struct {
 	{rowDrain, "jobs drained a second", 0},
 	{rowHTTP, "jobs drained a second over HTTP", 0},
 	{rowBeside, "jobs drained a second beside many others", 0},
+	{rowUnlimited, "jobs drained a second beside limited queues", 0},
+	{rowAtOnce, "jobs drained a second, 100 at once", 0},
+	{rowPerKey, "jobs drained a second, 1 at once of each key", 0},
 	{rowP50, "create to start, p50, ms", 2},
 	{rowP99, "create to start, p99, ms", 2},
 	{rowCreating, "the call that creates, p50, ms", 2},
@@ -103,6 +110,9 @@ var floors = []floor{
 	{row: rowP99, system: river, limit: 0.25, most: true},
 	{row: rowHTTP, against: rowDrain, limit: 0.8},
 	{row: rowBeside, against: rowDrain, limit: 0.8},
+	{row: rowUnlimited, against: rowDrain, limit: 0.95},
+	{row: rowAtOnce, against: rowDrain, limit: 0.5},
+	{row: rowPerKey, against: rowDrain, limit: 0.33},
 	{row: rowIdle, limit: 1, most: true},
 	{row: rowIdleOpen, limit: 0, most: true},
 	{row: rowTickWarm, limit: 1, most: true},

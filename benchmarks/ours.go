@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -17,7 +18,9 @@ import (
 // library is this library, with its default Config.
 type library struct {
 	*scheduler.Scheduler
-	pool *pgxpool.Pool
+	pool  *pgxpool.Pool
+	queue scheduler.JobQueue // in which jobs are created
+	keys  int                // over how many keys they are spread; 0: they have none
 
 	mu    sync.Mutex
 	first string // the id of the first job that is counted
@@ -61,7 +64,7 @@ func (l *library) creator(pool *pgxpool.Pool) (func(ctx context.Context, n int) 
 }
 
 func (l *library) createBatch(ctx context.Context, from, count int) error {
-	ids, err := l.CreateJobs(ctx, newJobs(from, count, time.Time{}))
+	ids, err := l.CreateJobs(ctx, l.newJobs(from, count, time.Time{}))
 	if err != nil {
 		return err
 	}
@@ -73,10 +76,13 @@ func (l *library) createBatch(ctx context.Context, from, count int) error {
 	return nil
 }
 
-func newJobs(from, count int, runAt time.Time) []scheduler.NewJob {
+func (l *library) newJobs(from, count int, runAt time.Time) []scheduler.NewJob {
 	jobs := make([]scheduler.NewJob, count)
 	for i := range jobs {
-		jobs[i] = scheduler.NewJob{Name: jobName, JobData: scheduler.JobData{Payload: numbered{from + i}, RunAt: runAt}}
+		jobs[i] = scheduler.NewJob{Name: jobName, JobData: scheduler.JobData{Queue: l.queue, Payload: numbered{from + i}, RunAt: runAt}}
+		if l.keys > 0 {
+			jobs[i].Key = strconv.Itoa((from + i) % l.keys)
+		}
 	}
 	return jobs
 }
@@ -110,7 +116,7 @@ func (l *library) finished(ctx context.Context, watch *pgxpool.Pool) (n int, err
 func (l *library) fillPending(ctx context.Context, n int) error {
 	tomorrow := time.Now().Add(24 * time.Hour)
 	for from := 0; from < n; from += batchSize {
-		if _, err := l.CreateJobs(ctx, newJobs(from, min(batchSize, n-from), tomorrow)); err != nil {
+		if _, err := l.CreateJobs(ctx, l.newJobs(from, min(batchSize, n-from), tomorrow)); err != nil {
 			return err
 		}
 	}

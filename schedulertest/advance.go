@@ -16,7 +16,7 @@ import (
 
 // Advance makes it d later, to the microsecond, for all that is in the
 // Scheduler's schema, so that what is to be done in an hour can be tested now:
-// run_at and backoffs, snoozes, the windows of UniqueFor and of
+// run_at and backoffs, snoozes, the windows of rates, of UniqueFor and of
 // Idempotency-Keys. The clock stays; every time that is stored is put back by d
 // in one transaction, that of finished jobs too, and their order is kept. So a
 // job's CreatedAt is an hour ago afterwards, as it would be.

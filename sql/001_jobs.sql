@@ -127,6 +127,26 @@ CREATE TABLE {{schema}}.queues (
     CONSTRAINT queues_on_dead_is_a_name CHECK (on_dead ~ '^([A-Za-z0-9][A-Za-z0-9_.:/-]{0,127})?$')
 );
 
+-- What limits the jobs of a queue, see 009_limits.sql. A queue without limits has
+-- no row. A claim of one that has limits holds the lock of its row from before it
+-- counts until it has committed; nobody else holds it for longer.
+CREATE TABLE {{schema}}.queue_limits (
+    queue               text     CONSTRAINT queue_limits_pkey PRIMARY KEY,
+    max_running         integer  CONSTRAINT queue_limits_max_running_positive CHECK (max_running > 0),
+    max_running_per_key integer  CONSTRAINT queue_limits_max_running_per_key_positive CHECK (max_running_per_key > 0),
+    rate                integer  CONSTRAINT queue_limits_rate_positive CHECK (rate > 0), -- starts
+    rate_per            interval CONSTRAINT queue_limits_rate_per_positive CHECK (rate_per > '0'), -- in any such time
+    key_rate            integer  CONSTRAINT queue_limits_key_rate_positive CHECK (key_rate > 0),
+    key_rate_per        interval CONSTRAINT queue_limits_key_rate_per_positive CHECK (key_rate_per > '0'),
+    key_round           integer  CONSTRAINT queue_limits_key_round_positive CHECK (key_round > 0), -- jobs of a key before the next one's turn
+    skip_failed         boolean  NOT NULL DEFAULT false, -- a job that waits does not keep its key
+    last_key            text     COLLATE "C" NOT NULL DEFAULT '', -- whose turn it was last
+    last_taken          integer  NOT NULL DEFAULT 0, -- how many jobs it has had of that turn
+
+    CONSTRAINT queue_limits_rate_has_both CHECK ((rate IS NULL) = (rate_per IS NULL)),
+    CONSTRAINT queue_limits_key_rate_has_both CHECK ((key_rate IS NULL) = (key_rate_per IS NULL))
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200);
+
 -- Whether queues that are declared from now on are paused from their beginning,
 -- because all are.
 CREATE TABLE {{schema}}.all_queues (

@@ -3,13 +3,13 @@
 -- it began, and so that the plans are fixed: a fresh table has no statistics
 -- yet, and the planner would read all of it. (A scan that is switched off seems
 -- so dear to it that it would compile the plan, for longer than the query takes:
--- hence jit = off.)
+-- hence jit = off.) 002_blocking.sql has those of blocking queues.
 
 -- Starts an attempt of up to n due jobs, oldest first; of those with a run_at
 -- not before since (NULL: of all). since spares a claim the index entries of
 -- the jobs that were claimed before it, which stay there until a vacuum. Where
--- jobs have priorities, claim_by_priority chooses, and claim_limited where the
--- queue has limits; since counts for nothing then.
+-- jobs have priorities, claim_by_priority chooses, and where the limits of the
+-- queue are of keys, claim_by_key; since counts for nothing then.
 --
 -- SKIP LOCKED lets any number of runs claim side by side without waiting for
 -- each other or taking the same job: a row that two runs look at is locked by
@@ -28,6 +28,10 @@ DECLARE
     v_paused      boolean;
     v_prioritized boolean;
     v_limited     boolean;
+    v_limits      {{schema}}.queue_limits%ROWTYPE;
+    v_n           integer := claim.n;
+    v_at          timestamptz := now();
+    v_slot        {{schema}}.job_slot;
 BEGIN
     IF NOT pg_try_advisory_xact_lock_shared(hashtextextended('{{schema_name}}.' || claim.queue, 7041974)) THEN
         RETURN;
@@ -39,10 +43,16 @@ BEGIN
         RETURN;
     END IF;
     IF v_limited THEN
+        v_limits := {{schema}}.lock_limits(claim.queue);
+        v_at := clock_timestamp(); -- not now(), which may be older than that of the claim before
+        v_n := greatest(least(claim.n, {{schema}}.room(v_limits, v_at)), 0);
+        v_slot := CASE WHEN v_limits.max_running IS NOT NULL THEN 1 END;
+    END IF;
+    IF v_prioritized AND v_limited OR coalesce(v_limits.max_running_per_key, v_limits.key_rate, v_limits.key_round) IS NOT NULL THEN
         RETURN QUERY
             SELECT c.id, c.name, c.payload, c.run_at, c.created_at, c.started_at,
                 c.attempt, c.max_attempts, c.errors, c.timeout_ms, c.claims, c.attributes, c.priority, c.key
-            FROM {{schema}}.claim_limited(claim.queue, claim.pending, claim.failed, claim.names, claim.lease, claim.n, claim.overdue) AS c;
+            FROM {{schema}}.claim_by_key(v_limits, claim.pending, claim.failed, claim.names, claim.lease, v_n, v_at, claim.overdue) AS c;
         RETURN;
     END IF;
     IF v_prioritized THEN
@@ -57,20 +67,25 @@ BEGIN
             SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
             WHERE j.queue = claim.queue AND j.lane = 0 AND j.status = 'pending' AND j.run_at <= now() AND j.name = ANY (claim.names)
                 AND j.run_at >= coalesce(claim.since, '-infinity') AND claim.pending
-            ORDER BY j.run_at, j.id LIMIT claim.n FOR UPDATE SKIP LOCKED
+            ORDER BY j.run_at, j.id LIMIT v_n FOR UPDATE SKIP LOCKED
         ), failed AS MATERIALIZED (
             SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
             WHERE j.queue = claim.queue AND j.lane = 1 AND j.status = 'failed' AND j.run_at <= now() AND j.name = ANY (claim.names)
                 AND j.run_at >= coalesce(claim.since, '-infinity') AND claim.failed
-            ORDER BY j.run_at, j.id LIMIT claim.n FOR UPDATE SKIP LOCKED
+            ORDER BY j.run_at, j.id LIMIT v_n FOR UPDATE SKIP LOCKED
         )
         UPDATE {{schema}}.jobs j
-        SET status = 'running', lease_id = claim.lease, started_at = now(), attempt = j.attempt + 1, claims = j.claims + 1
+        SET status = 'running', lease_id = claim.lease, started_at = v_at, attempt = j.attempt + 1, claims = j.claims + 1,
+            slot = v_slot
         WHERE j.ctid = ANY (ARRAY(
             SELECT due.row FROM (SELECT * FROM pending UNION ALL SELECT * FROM failed) AS due
-            ORDER BY due.run_at, due.id LIMIT claim.n))
+            ORDER BY due.run_at, due.id LIMIT v_n))
         RETURNING j.id, j.name, j.payload, j.run_at, j.created_at, j.started_at,
             j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims, j.attributes, j.priority, j.key;
+    IF v_limited AND v_limits.rate IS NOT NULL THEN
+        GET DIAGNOSTICS v_n = ROW_COUNT;
+        PERFORM {{schema}}.note_starts(claim.queue, '', v_limits.rate_per, v_at, v_n);
+    END IF;
 END
 $$;
 
@@ -315,99 +330,5 @@ BEGIN
         RETURN {{schema}}.next_in_lane(next_in_lane.queue, next_in_lane.lane, next_in_lane.status, next_in_lane.names, NULL);
     END IF;
     RETURN v_run_at;
-END
-$$;
-
--- The job of a blocking queue that comes next, due or not: the one that holds
--- the queue (it was started and is not finished), else the first in order. A
--- finished one that was retried holds nothing: it counts as not started.
-CREATE FUNCTION {{schema}}.blocking_head(q {{schema}}.queues) RETURNS {{schema}}.jobs
-LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
-DECLARE
-    v_job {{schema}}.jobs%ROWTYPE;
-BEGIN
-    IF q.head IS NOT NULL THEN
-        SELECT * INTO v_job FROM {{schema}}.jobs j WHERE j.id = q.head AND j.lane IS NOT NULL AND j.started_at IS NOT NULL;
-        IF FOUND AND NOT (q.skip_failed AND v_job.status = 'failed') THEN
-            RETURN v_job;
-        END IF;
-    END IF;
-    -- It may have been declared as another kind of queue before.
-    IF q.prioritized THEN
-        SELECT f.* INTO v_job FROM unnest({{schema}}.priorities(q.name)) AS p (priority), generate_series(0, 2) AS k (lane), LATERAL (
-            SELECT * FROM {{schema}}.jobs j WHERE j.queue = q.name AND j.lane = 3 * p.priority + k.lane ORDER BY j.run_at, j.id LIMIT 1
-        ) AS f ORDER BY f.status = 'running' DESC, f.run_at, f.id LIMIT 1;
-        RETURN v_job;
-    END IF;
-    SELECT * INTO v_job FROM (
-        (SELECT * FROM {{schema}}.jobs j WHERE j.queue = q.name AND j.lane = 0 ORDER BY j.run_at, j.id LIMIT 1)
-        UNION ALL
-        (SELECT * FROM {{schema}}.jobs j WHERE j.queue = q.name AND j.lane = 1 ORDER BY j.run_at, j.id LIMIT 1)
-        UNION ALL
-        (SELECT * FROM {{schema}}.jobs j WHERE j.queue = q.name AND j.lane = 2 ORDER BY j.run_at, j.id LIMIT 1)
-    ) AS firsts ORDER BY firsts.status = 'running' DESC, firsts.run_at, firsts.id LIMIT 1;
-    RETURN v_job;
-END
-$$;
-
--- Claims the head of a blocking queue if it is due and nothing holds the queue.
---
--- Two runs that start in the same millisecond are kept apart by the queue's
--- row: both ask for its lock, one gets it, and the other waits here until the
--- first has committed. Each statement of this function sees what was committed
--- before the statement began: the second run reads the head only after it holds
--- the lock, so it sees the job that the first one started. In one statement,
--- both would look at the state before the lock, and the second would take the
--- next job beside the first. The lock lasts for this short transaction; while
--- the job runs, it is the job's own row (its status and lease) that holds the
--- queue, and that survives every crash.
---
--- A head that somebody has locked is about to be replaced, moved or called off,
--- maybe in a transaction that lasts: nothing is claimed then, and nobody waits
--- here with the queue's lock. Neither is one that was moved just before.
-CREATE FUNCTION {{schema}}.claim_blocking(queue text, skip_failed boolean, names text[], lease uuid)
-RETURNS TABLE (id uuid, name {{schema}}.job_name, payload jsonb, run_at {{schema}}.job_time, created_at {{schema}}.job_time,
-    started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb, priority smallint, key {{schema}}.job_key)
-LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
-#variable_conflict use_column
-DECLARE
-    v_queue {{schema}}.queues%ROWTYPE;
-    v_job   {{schema}}.jobs%ROWTYPE;
-BEGIN
-    SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = claim_blocking.queue FOR UPDATE;
-    IF NOT FOUND THEN
-        INSERT INTO {{schema}}.queues (name, base, skip_failed, paused)
-        SELECT claim_blocking.queue, 'blocking', claim_blocking.skip_failed, a.paused FROM {{schema}}.all_queues a FOR SHARE
-        ON CONFLICT DO NOTHING; -- the lock: until the commit, a pause of all queues waits for this one
-        SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = claim_blocking.queue FOR UPDATE;
-    END IF;
-    IF v_queue.paused THEN
-        RETURN;
-    END IF;
-    v_queue.skip_failed := claim_blocking.skip_failed;
-
-    v_job := {{schema}}.blocking_head(v_queue);
-    IF v_job.id IS NULL OR v_job.status = 'running' OR v_job.run_at > clock_timestamp()
-        OR NOT v_job.name = ANY (claim_blocking.names)
-    THEN
-        RETURN;
-    END IF;
-    PERFORM FROM {{schema}}.leases l WHERE l.id = claim_blocking.lease AND l.expires_at > clock_timestamp() FOR KEY SHARE;
-    IF NOT FOUND THEN
-        RETURN;
-    END IF;
-    UPDATE {{schema}}.jobs j
-    SET status = 'running', lease_id = claim_blocking.lease, started_at = clock_timestamp(),
-        attempt = j.attempt + 1, claims = j.claims + 1
-    WHERE j.id = (
-        SELECT r.id FROM {{schema}}.jobs r
-        WHERE r.id = v_job.id AND r.claims = v_job.claims AND r.status IN ('pending', 'failed') AND r.run_at = v_job.run_at
-        FOR NO KEY UPDATE SKIP LOCKED)
-    RETURNING * INTO v_job;
-    IF FOUND THEN
-        UPDATE {{schema}}.queues q SET head = v_job.id WHERE q.name = claim_blocking.queue;
-        RETURN QUERY SELECT v_job.id, v_job.name, v_job.payload, v_job.run_at, v_job.created_at, v_job.started_at,
-            v_job.attempt, v_job.max_attempts, v_job.errors, v_job.timeout_ms, v_job.claims, v_job.attributes, v_job.priority, v_job.key;
-    END IF;
 END
 $$;

@@ -37,7 +37,7 @@ $$;
 CREATE FUNCTION {{schema}}.refuse_full(queue text) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = '' AS $$
 BEGIN
-    RAISE EXCEPTION 'queue % is full: % of its jobs are pending, as many as may be', {{schema}}.shown(queue),
+    RAISE EXCEPTION 'queue % has % pending jobs, as many as may be', {{schema}}.shown(queue),
         (SELECT q.max_pending FROM {{schema}}.queues q WHERE q.name = refuse_full.queue)
         USING ERRCODE = 'JQ001', HINT = 'Create the job again when some of them were started.';
 END

@@ -7,26 +7,6 @@
 -- one job of a key runs at once, they are 2, and become 0 when the job has failed
 -- or was put off: it keeps its key, so that the others come after it.
 
--- A queue without limits has no row. A claim of one that has limits holds the
--- lock of its row from before it counts until it has committed; nobody else
--- holds it for longer.
-CREATE TABLE {{schema}}.queue_limits (
-    queue               text     CONSTRAINT queue_limits_pkey PRIMARY KEY,
-    max_running         integer  CONSTRAINT queue_limits_max_running_positive CHECK (max_running > 0),
-    max_running_per_key integer  CONSTRAINT queue_limits_max_running_per_key_positive CHECK (max_running_per_key > 0),
-    rate                integer  CONSTRAINT queue_limits_rate_positive CHECK (rate > 0), -- starts
-    rate_per            interval CONSTRAINT queue_limits_rate_per_positive CHECK (rate_per > '0'), -- in any such time
-    key_rate            integer  CONSTRAINT queue_limits_key_rate_positive CHECK (key_rate > 0),
-    key_rate_per        interval CONSTRAINT queue_limits_key_rate_per_positive CHECK (key_rate_per > '0'),
-    key_round           integer  CONSTRAINT queue_limits_key_round_positive CHECK (key_round > 0), -- jobs of a key before the next one's turn
-    skip_failed         boolean  NOT NULL DEFAULT false, -- a job that waits does not keep its key
-    last_key            text     COLLATE "C" NOT NULL DEFAULT '', -- whose turn it was last
-    last_taken          integer  NOT NULL DEFAULT 0, -- how many jobs it has had of that turn
-
-    CONSTRAINT queue_limits_rate_has_both CHECK ((rate IS NULL) = (rate_per IS NULL)),
-    CONSTRAINT queue_limits_key_rate_has_both CHECK ((key_rate IS NULL) = (key_rate_per IS NULL))
-) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200);
-
 -- How many more jobs may start, as far as the limits of the whole queue go; NULL: any number.
 CREATE FUNCTION {{schema}}.room(l {{schema}}.queue_limits, at timestamptz) RETURNS bigint
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
@@ -138,23 +118,33 @@ BEGIN
 END
 $$;
 
--- The part of claim for a queue with limits: at most n, and no more than those
--- allow. One claim after another is made of such a queue: each has the lock of
--- the row of its limits from here to its commit, and each statement here sees
--- what was committed before it began, so what the claims before have started.
---
--- The times of starts are of after that lock, too: those of now() may be older
--- than those of the claim before.
-CREATE FUNCTION {{schema}}.claim_limited(
-    queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, overdue interval) RETURNS SETOF {{schema}}.jobs
+-- The limits of a queue, locked until the transaction ends: so one claim after
+-- another is made of such a queue. Each statement after this sees what was
+-- committed before it began, and so what the claims before have started.
+CREATE FUNCTION {{schema}}.lock_limits(queue text) RETURNS {{schema}}.queue_limits
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+DECLARE
+    l {{schema}}.queue_limits%ROWTYPE;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'a claim from queue %, which has limits, needs the isolation level READ COMMITTED: this is %',
+            quote_literal(lock_limits.queue), upper(current_setting('transaction_isolation')) USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    SELECT * INTO l FROM {{schema}}.queue_limits q WHERE q.queue = lock_limits.queue FOR NO KEY UPDATE;
+    RETURN l;
+END
+$$;
+
+-- The part of claim for a queue with limits whose jobs have keys or priorities.
+CREATE FUNCTION {{schema}}.claim_by_key(
+    l {{schema}}.queue_limits, pending boolean, failed boolean, names text[], lease uuid, n integer, at timestamptz, overdue interval
+) RETURNS SETOF {{schema}}.jobs
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
-    l            {{schema}}.queue_limits%ROWTYPE;
-    v_at         timestamptz;
-    v_keyed      boolean;
-    v_priorities integer[];
-    v_left       bigint;
+    v_keyed      boolean := coalesce(l.max_running_per_key, l.key_rate, l.key_round) IS NOT NULL;
+    v_priorities integer[] := {{schema}}.priorities_of(l.queue);
+    v_left       bigint := claim_by_key.n;
     v_look       bigint;
     v_claimed    bigint;
     v_ids        uuid[];
@@ -162,26 +152,12 @@ DECLARE
     v_keys       text[];
     v_passed     uuid[] := '{}'; -- locked by somebody, so about to be changed
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'a claim from queue %, which has limits, needs the isolation level READ COMMITTED: this is %',
-            quote_literal(claim_limited.queue), upper(current_setting('transaction_isolation')) USING ERRCODE = 'object_not_in_prerequisite_state';
-    END IF;
-    SELECT * INTO l FROM {{schema}}.queue_limits q WHERE q.queue = claim_limited.queue FOR NO KEY UPDATE;
-    PERFORM FROM {{schema}}.leases e WHERE e.id = claim_limited.lease AND e.expires_at > clock_timestamp() FOR KEY SHARE;
-    IF NOT FOUND OR l.queue IS NULL THEN
-        RETURN;
-    END IF;
-    v_at := clock_timestamp();
-    v_keyed := coalesce(l.max_running_per_key, l.key_rate, l.key_round) IS NOT NULL;
-    v_priorities := {{schema}}.priorities_of(claim_limited.queue);
-    v_left := least(claim_limited.n, {{schema}}.room(l, v_at));
-
     WHILE v_left > 0 LOOP
         v_look := CASE WHEN v_keyed THEN 2 * v_left + 100 ELSE v_left END;
         SELECT array_agg(d.id ORDER BY d.place), array_agg(d.run_at ORDER BY d.place), array_agg(d.key ORDER BY d.place)
         INTO v_ids, v_run_ats, v_keys
-        FROM {{schema}}.first_due(claim_limited.queue, claim_limited.pending, claim_limited.failed, claim_limited.names, v_look, v_at,
-            claim_limited.overdue, v_priorities, v_passed) WITH ORDINALITY AS d (id, key, run_at, place);
+        FROM {{schema}}.first_due(l.queue, claim_by_key.pending, claim_by_key.failed, claim_by_key.names, v_look, claim_by_key.at,
+            claim_by_key.overdue, v_priorities, v_passed) WITH ORDINALITY AS d (id, key, run_at, place);
         IF v_ids IS NULL THEN
             RETURN;
         END IF;
@@ -190,10 +166,10 @@ BEGIN
             v_keys := {{schema}}.keys_in_order(v_ids, v_keys);
             EXIT WHEN l.key_round IS NOT NULL;
             SELECT array_agg(d.id), array_agg(d.run_at) INTO v_ids, v_run_ats
-            FROM {{schema}}.due_of_keys(l, v_keys, v_left, v_left, claim_limited.pending, claim_limited.failed, claim_limited.names,
-                v_left, v_at, claim_limited.overdue, v_priorities, v_passed) AS d;
+            FROM {{schema}}.due_of_keys(l, v_keys, v_left, v_left, claim_by_key.pending, claim_by_key.failed, claim_by_key.names,
+                v_left, claim_by_key.at, claim_by_key.overdue, v_priorities, v_passed) AS d;
         END IF;
-        RETURN QUERY SELECT * FROM {{schema}}.claim_these(l, v_ids, v_run_ats, claim_limited.lease, v_at);
+        RETURN QUERY SELECT * FROM {{schema}}.claim_these(l, v_ids, v_run_ats, claim_by_key.lease, claim_by_key.at);
         GET DIAGNOSTICS v_claimed = ROW_COUNT;
         v_left := v_left - v_claimed;
         EXIT WHEN v_claimed = coalesce(cardinality(v_ids), 0);
@@ -201,8 +177,8 @@ BEGIN
     END LOOP;
     -- What was not looked at may have others that can start.
     IF v_keyed AND v_left > 0 AND (l.key_round IS NOT NULL OR v_look = 0) THEN
-        RETURN QUERY SELECT * FROM {{schema}}.claim_in_turn(l, CASE WHEN v_look > 0 THEN v_keys END, claim_limited.pending, claim_limited.failed,
-            claim_limited.names, claim_limited.lease, v_left, v_at, claim_limited.overdue, v_priorities);
+        RETURN QUERY SELECT * FROM {{schema}}.claim_in_turn(l, CASE WHEN v_look > 0 THEN v_keys END, claim_by_key.pending, claim_by_key.failed,
+            claim_by_key.names, claim_by_key.lease, v_left, claim_by_key.at, claim_by_key.overdue, v_priorities);
     END IF;
 END
 $$;
@@ -242,7 +218,12 @@ BEGIN
         WHERE j.ctid = ANY (ARRAY(SELECT d.row FROM due AS d))
         RETURNING j.*;
     IF coalesce(l.rate, l.key_rate) IS NOT NULL THEN
-        PERFORM {{schema}}.note_starts(l, claim_these.ids, claim_these.lease, claim_these.at);
+        PERFORM {{schema}}.note_starts(l.queue, s.key, s.per, claim_these.at, s.n) FROM (
+            SELECT k.key, k.per, count(*) AS n
+            FROM {{schema}}.jobs j, LATERAL (VALUES ('', l.rate_per), (nullif(j.key, ''), l.key_rate_per)) AS k (key, per)
+            WHERE j.id = ANY (claim_these.ids) AND j.status = 'running' AND j.lease_id = claim_these.lease AND j.started_at = claim_these.at
+                AND k.key IS NOT NULL AND k.per IS NOT NULL
+            GROUP BY k.key, k.per) AS s;
     END IF;
 END
 $$;
@@ -279,7 +260,7 @@ BEGIN
         v_is_over := false;
         WHILE v_left > 0 AND NOT v_is_over LOOP
             SELECT r.keys, r.after, r.is_over INTO v_chunk, v_after, v_is_over
-            FROM {{schema}}.go_round(l.queue, claim_in_turn.keys, v_start, v_after, v_rest > 0) AS r;
+            FROM {{schema}}.go_round(l.queue, claim_in_turn.keys, 2 * v_left + 10, v_start, v_after, v_rest > 0) AS r;
             SELECT array_agg(d.id), array_agg(d.run_at), array_agg(d.key), count(DISTINCT d.key) INTO v_ids, v_run_ats, v_served, v_claimed
             FROM {{schema}}.due_of_keys(l, v_chunk, coalesce(nullif(v_rest, 0), v_turn), v_turn, claim_in_turn.pending, claim_in_turn.failed,
                 claim_in_turn.names, v_left, claim_in_turn.at, claim_in_turn.overdue, claim_in_turn.priorities, '{}') AS d;
@@ -306,10 +287,9 @@ $$;
 -- turn is not over, and how far it has come with them. NULL for keys: those of
 -- all live jobs, some at a time. The key that is none is the first of all.
 CREATE FUNCTION {{schema}}.go_round(
-    queue text, all_keys text[], start text, INOUT after text, with_start boolean, OUT keys text[], OUT is_over boolean)
+    queue text, all_keys text[], batch bigint, start text, INOUT after text, with_start boolean, OUT keys text[], OUT is_over boolean)
 LANGUAGE plpgsql STABLE SET search_path = '' AS $$
 DECLARE
-    c_some CONSTANT bigint := 500;
     v_first text[] := CASE WHEN with_start THEN ARRAY[start] ELSE '{}' END;
     v_n     bigint;
 BEGIN
@@ -321,18 +301,18 @@ BEGIN
         RETURN;
     END IF;
     -- after begins with a letter that tells whether the round has come past the last key.
-    keys := {{schema}}.next_keys(queue, coalesce(substr(after, 2), start), c_some);
+    keys := {{schema}}.next_keys(queue, coalesce(substr(after, 2), start), batch);
     v_n := cardinality(keys);
     IF left(after, 1) = 'b' THEN
         keys := ARRAY(SELECT k.key FROM unnest(keys) WITH ORDINALITY AS k (key, place) WHERE k.key COLLATE "C" <= start ORDER BY k.place);
-        is_over := cardinality(keys) < c_some;
-        after := 'b' || keys[c_some];
-    ELSIF v_n < c_some THEN
+        is_over := cardinality(keys) < batch;
+        after := 'b' || keys[batch];
+    ELSIF v_n < batch THEN
         keys := v_first || keys || CASE WHEN NOT (with_start AND start = '') THEN ARRAY[''] END;
         is_over := start = '';
         after := 'b';
     ELSE
-        after := 'a' || keys[c_some];
+        after := 'a' || keys[batch];
         keys := v_first || keys;
         is_over := false;
     END IF;

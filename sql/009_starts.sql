@@ -43,27 +43,23 @@ BEGIN
 END
 $$;
 
--- Counts jobs that a claim has just started, and deletes what no rate asks for
--- any more. A clock that was set back must not bring starts out of their order.
-CREATE FUNCTION {{schema}}.note_starts(l {{schema}}.queue_limits, ids uuid[], lease uuid, at timestamptz) RETURNS void
+-- Counts jobs of a queue ('') or of a key that a claim has just started, and
+-- deletes what their rate does not ask for any more. A clock that was set back
+-- must not bring starts out of their order.
+CREATE FUNCTION {{schema}}.note_starts(queue text, key text, per interval, at timestamptz, n bigint) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
-    v_start record;
-    v_last  {{schema}}.starts%ROWTYPE;
+    v_last {{schema}}.starts%ROWTYPE;
 BEGIN
-    FOR v_start IN
-        SELECT k.key, k.per, count(*) AS n
-        FROM {{schema}}.jobs j, LATERAL (VALUES ('', l.rate_per), (nullif(j.key, ''), l.key_rate_per)) AS k (key, per)
-        WHERE j.id = ANY (note_starts.ids) AND j.status = 'running' AND j.lease_id = note_starts.lease AND j.started_at = note_starts.at
-            AND k.key IS NOT NULL AND k.per IS NOT NULL
-        GROUP BY k.key, k.per
-    LOOP
-        SELECT * INTO v_last FROM {{schema}}.starts s WHERE s.queue = l.queue AND s.key = v_start.key ORDER BY s.started_at DESC LIMIT 1;
-        DELETE FROM {{schema}}.starts s WHERE s.queue = l.queue AND s.key = v_start.key AND s.started_at <= note_starts.at - v_start.per;
-        INSERT INTO {{schema}}.starts (queue, key, started_at, n, upto)
-        VALUES (l.queue, v_start.key, greatest(note_starts.at, v_last.started_at + interval '1 microsecond'),
-            v_start.n, coalesce(v_last.upto, 0) + v_start.n);
-    END LOOP;
+    IF note_starts.n = 0 THEN
+        RETURN;
+    END IF;
+    SELECT * INTO v_last FROM {{schema}}.starts s WHERE s.queue = note_starts.queue AND s.key = note_starts.key ORDER BY s.started_at DESC LIMIT 1;
+    DELETE FROM {{schema}}.starts s
+    WHERE s.queue = note_starts.queue AND s.key = note_starts.key AND s.started_at <= note_starts.at - note_starts.per;
+    INSERT INTO {{schema}}.starts (queue, key, started_at, n, upto)
+    VALUES (note_starts.queue, note_starts.key, greatest(note_starts.at, v_last.started_at + interval '1 microsecond'),
+        note_starts.n, coalesce(v_last.upto, 0) + note_starts.n);
 END
 $$;
 

@@ -54,7 +54,7 @@ BEGIN
             RETURN true;
         END IF;
         EXIT WHEN v_over;
-        SELECT r.keys, r.after, r.is_over INTO v_keys, v_after, v_over FROM {{schema}}.go_round(l.queue, NULL, '', v_after, true) AS r;
+        SELECT r.keys, r.after, r.is_over INTO v_keys, v_after, v_over FROM {{schema}}.go_round(l.queue, NULL, 200, '', v_after, true) AS r;
     END LOOP;
     RETURN false;
 END
