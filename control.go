@@ -51,8 +51,10 @@ const retryJobSQL = controlSQL + `retry_job($1::text::uuid)`
 // A failed one that holds the queue keeps its place, which is the first.
 //
 // The error is ErrJobNotFound if there is no job with this id, and ErrJobState
-// if it is running, has succeeded, has used up 1,000 attempts, or is dead or
-// cancelled while another job, not finished, has its UniqueKey.
+// if it is running, has succeeded, has used up 1,000 attempts, is dead or
+// cancelled while another job, not finished, has its UniqueKey, or was cancelled
+// because of a job in JobData.After that has still not succeeded: retry that
+// first.
 func (s *Scheduler) RetryJob(ctx context.Context, id string) (*Job, error) {
 	job, err := s.control(ctx, retryJobSQL, id)
 	if err != nil {

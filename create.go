@@ -72,7 +72,7 @@ type JobData struct {
 	// If one of them becomes dead, or is cancelled or deleted, this job is
 	// cancelled, and so are those that wait for it; Job.Errors says because of
 	// which one. That is also so if it has happened before. Retrying the other one
-	// does not bring this one back: RetryJob does, which lets it wait again.
+	// does not bring this one back: RetryJob does after that, and lets it wait again.
 	//
 	// A job that there is already because of its UniqueKey waits for what it did
 	// before. The results are read by Parents. Defaults to none.

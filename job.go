@@ -23,7 +23,7 @@ const (
 	JobStatusSucceeded JobStatus = "succeeded" // done
 	JobStatusFailed    JobStatus = "failed"    // last attempt failed; will be rerun when its backoff has passed
 	JobStatusDead      JobStatus = "dead"      // no attempts left, or the handler said never again
-	JobStatusCancelled JobStatus = "cancelled" // called off, by CancelJob
+	JobStatusCancelled JobStatus = "cancelled" // called off, by CancelJob or because of a job in JobData.After
 	JobStatusAny       JobStatus = "any"       // in a RunFilter: due pending and due failed jobs together
 )
 

@@ -126,7 +126,7 @@ func (c QueueConfig) checkLimits(name JobQueue) error {
 			continue
 		}
 		if rate.Limit < 1 || rate.Limit > mostRate || rate.Per < time.Microsecond || rate.Per > mostPer || rate.Per%time.Microsecond != 0 {
-			return badInput("queues", "queue %q: %s of %d per %s: expected 1 to %d per whole microseconds, at most %s", name, title, rate.Limit, rate.Per, mostRate, mostPer)
+			return badInput("queues", "queue %q: %s of %d per %s: expected a Limit of 1 to %d and a Per of whole microseconds, from 1µs to %s", name, title, rate.Limit, rate.Per, mostRate, mostPer)
 		}
 	}
 	if c.Extends == JobQueueBlocking && c.limited() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -67,7 +68,8 @@ func (s *Scheduler) setPaused(ctx context.Context, sql string, queue *JobQueue) 
 	_, err := s.pool.Exec(ctx, s.sql(sql), string(*queue))
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == "42704" { // undefined_object; the message has the known ones
-		return &InputError{"queue", fmt.Errorf("%w: %s", ErrUnknownQueue, pg.Message)}
+		_, known, _ := strings.Cut(pg.Message, "; ")
+		return &InputError{"queue", fmt.Errorf("%w %s: %s", ErrUnknownQueue, shown(string(*queue)), known)}
 	}
 	if err != nil {
 		return refusedByPostgres("queue", err)

@@ -288,7 +288,7 @@ func TestPauseInput(t *testing.T) {
 	}
 	for _, change := range []func(context.Context, scheduler.JobQueue) error{s.PauseQueue, s.ResumeQueue} {
 		for queue, names := range map[scheduler.JobQueue][]string{
-			"outreach": {"outreach", "blocking, default, own"}, "Default": {"Default", "own"}, "failed": {"failed", "default"}, "a'b": {"a''b", "own"},
+			"outreach": {"outreach", "blocking, default, own"}, "Default": {"Default", "own"}, "failed": {"failed", "default"}, "a'b": {`unknown queue "a'b": known are`, "own"},
 		} {
 			err := change(t.Context(), queue)
 			requireInputError(t, err, "queue", names...)

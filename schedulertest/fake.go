@@ -14,10 +14,10 @@ import (
 	"github.com/relay-club/scheduler/internal/seam"
 )
 
-// Fake takes the place of a Scheduler in unit tests of business code, without a
-// database: it checks what it is given as a Scheduler with the same Config does,
-// with the same errors, keeps it, and runs nothing. Business code declares the
-// methods it needs as an interface, which both have. RequireCreated finds the
+// Fake takes the place of a Scheduler in unit tests of business code that creates
+// jobs, without a database: it checks what it is given as a Scheduler with the same
+// Config does, with the same errors, keeps it, and runs nothing. Business code
+// declares the methods it needs as an interface, which both have. RequireCreated finds the
 // jobs; CallHandler calls their handlers. Its methods may be called from many
 // goroutines at once.
 //
