@@ -20,6 +20,9 @@ type Attempt struct {
 	Ended     int     // of its end, or of that of its process; the length of the log if it did not end
 	Outcome   Outcome // "": it did not return
 	Abandoned bool    // its process was killed before that, or so soon after it that it may not be recorded
+
+	Until time.Time // its process was stopped: its job is another's for starts from then on; zero: it was not
+	Late  bool      // it began under a lease that had run out while its process was stopped
 }
 
 // String names an attempt in what is found.
@@ -40,6 +43,7 @@ func New(events []Event) (*History, error) {
 		job              string
 	}
 	open := map[call]*Attempt{}
+	stopped := map[int]time.Time{} // by process, until when it had its lease
 	for i, event := range events {
 		id := call{event.Process, event.Attempt, event.Job}
 		switch event.Kind {
@@ -48,6 +52,9 @@ func New(events []Event) (*History, error) {
 				return nil, fmt.Errorf("line %d: %s begins twice", i+1, open[id])
 			}
 			a := &Attempt{Event: event, Begun: i, Ended: len(events)}
+			if until := stopped[event.Process]; event.StartedAt.Before(until) {
+				a.Until, a.Late = until, true
+			}
 			open[id] = a
 			h.Attempts = append(h.Attempts, a)
 			h.Jobs[event.Job] = append(h.Jobs[event.Job], a)
@@ -64,8 +71,20 @@ func New(events []Event) (*History, error) {
 					a.Ended, a.Abandoned = min(a.Ended, i), true
 				}
 			}
+		case Lost:
+			if a := open[id]; a != nil { // else it has returned meanwhile
+				a.Ended, a.Abandoned = min(a.Ended, i), true
+			}
+		case Stop:
+			stopped[event.Process] = event.Until
+			for _, a := range h.Attempts {
+				if a.Process == event.Process && a.Ended > i {
+					a.Until = event.Until
+				}
+			}
+		case Create, Record:
 		default:
-			return nil, fmt.Errorf("line %d: kind %q: expected begin, end or kill", i+1, event.Kind)
+			return nil, fmt.Errorf("line %d: kind %q: expected one of the kinds of events", i+1, event.Kind)
 		}
 	}
 	return h, nil
@@ -191,7 +210,10 @@ func (h *History) byKey(queue string) map[string][]*Attempt {
 func atMost(attempts []*Attempt, n int, of string) (faults []string) {
 	var running []*Attempt
 	for _, a := range attempts {
-		running = slices.DeleteFunc(running, func(other *Attempt) bool { return other.Ended < a.Begun })
+		if a.Late {
+			continue // has been nobody's from the beginning
+		}
+		running = slices.DeleteFunc(running, func(other *Attempt) bool { return other.Ended < a.Begun || other.lostTo(a) })
 		if running = append(running, a); len(running) > n {
 			fault := fmt.Sprintf("%d %s at once, not %d:", len(running), of, n)
 			for _, other := range running {
@@ -201,6 +223,12 @@ func atMost(attempts []*Attempt, n int, of string) (faults []string) {
 		}
 	}
 	return faults
+}
+
+// lostTo says whether an attempt had lost its lease, because its process was
+// stopped, when another one was started.
+func (a *Attempt) lostTo(other *Attempt) bool {
+	return !a.Until.IsZero() && !other.StartedAt.Before(a.Until)
 }
 
 // rateAtMost finds where more than n attempts started in a time.

@@ -11,8 +11,9 @@ import (
 	"github.com/relay-club/scheduler/internal/history"
 )
 
-// told makes the events of a story: "1 begins a 2" is that process 1 begins job
-// a, of its first letter's key and this order; "1 ends a succeeded"; "1 is killed".
+// told makes the events of a story: "1 begins a2" is that process 1 begins a job
+// of key a and order 2, "1 begins a2 late" that it had claimed it at the beginning
+// of the story. Each line takes a second, and what is stopped has its lease for 3.
 func told(t *testing.T, story ...string) *history.History {
 	var events []history.Event
 	at := time.Date(2026, 1, 31, 9, 30, 0, 0, time.UTC)
@@ -25,10 +26,27 @@ func told(t *testing.T, story ...string) *history.History {
 			attempts[words[0]+words[2]]++
 			e.Kind, e.Job, e.Queue, e.Key, e.StartedAt = history.Begin, words[2], "q", words[2][:1], e.At
 			e.Order = int(words[2][1] - '0')
+			switch more := words[3:]; {
+			case len(more) == 1:
+				e.StartedAt = at // late
+			case len(more) == 2 && more[0] == "after":
+				e.Parents = []string{more[1]}
+			case len(more) == 2 && more[0] == "slot":
+				e.Recurring, e.Slot = words[2][:1], at.Add(time.Duration(more[1][0]-'0')*time.Minute)
+			}
+		case "loses":
+			e.Kind, e.Job = history.Lost, words[2]
+		case "is":
+			e.Kind = history.Kill
+			if words[2] == "stopped" {
+				e.Kind, e.Until = history.Stop, e.At.Add(3*time.Second)
+			}
+		case "records":
+			e.Kind, e.Job = history.Record, words[2]
 		case "ends":
 			e.Kind, e.Job, e.Outcome = history.End, words[2], history.Outcome(words[3])
 		default:
-			e.Kind = history.Kill
+			t.Fatal("no such story: " + line)
 		}
 		e.Attempt = attempts[words[0]+e.Job]
 		events = append(events, e)
@@ -87,12 +105,71 @@ func TestBrokenHistories(t *testing.T) {
 	require.Empty(t, told(t, "1 begins a1", "1 begins b1").Faults(history.AtMost(1, "other")))
 }
 
+// zombies has what may happen to a process that was stopped for longer than its
+// lease, and to contexts that end.
+var zombies = []string{
+	"1 begins a1", "1 begins b1", "1 ends b1 succeeded", "1 is stopped", "2 records b1", "2 begins c1 after b1", "3 begins a1",
+	"3 loses a1", "2 begins a1", "3 ends a1 succeeded", "1 ends a1 succeeded", "2 ends a1 succeeded", "2 records a1", "2 begins a2",
+}
+
+func TestAGoodHistoryOfZombies(t *testing.T) {
+	t.Parallel()
+	h := told(t, zombies...)
+	require.Empty(t, h.Faults(history.NeverTwiceAtOnce, history.NeverLate, history.FinishedOnce, history.Ascending("q"), history.AfterParents,
+		history.AtMostOfAKey(1, "q"), history.AtMost(3, "q")))
+	require.True(t, h.Success("a1"))
+	require.False(t, h.Success("a2"))
+	require.Empty(t, told(t, "1 begins a1 slot 1", "1 ends a1 failed", "2 begins a1 slot 1", "1 begins a2 slot 2").
+		Faults(history.EachSlotOnce([]string{"a"}, slot(1), slot(2), time.Minute)))
+	require.Empty(t, told(t, "1 begins a1", "1 ends a1 dead", "1 begins a4").Faults(history.Ascending("q")), "orders are left out")
+}
+
+// slot is the moment of a slot of a story.
+func slot(n int) time.Time { return time.Date(2026, 1, 31, 9, 30+n, 0, 0, time.UTC) }
+
+func TestBrokenHistoriesOfZombies(t *testing.T) {
+	t.Parallel()
+	slots := history.EachSlotOnce([]string{"a"}, slot(1), slot(2), time.Minute)
+	for title, test := range map[string]struct {
+		check history.Check
+		fault string
+		story []string
+	}{
+		"taken too early":          {history.NeverTwiceAtOnce, "2 attempts of one job at once", []string{"1 begins a1", "1 is stopped", "2 begins b1", "2 begins a1"}},
+		"twice in spite of a stop": {history.NeverTwiceAtOnce, "2 attempts of one job at once", append(zombies[:7:7], "2 begins a1")},
+		"context still there":      {history.NeverTwiceAtOnce, "2 attempts of one job", append(zombies[:7:7], "2 loses a1", "2 begins a1")},
+		"late":                     {history.NeverLate, "began after its lease had run out", []string{"1 is stopped", "2 begins a1", "1 begins b1 late"}},
+		"finished twice":           {history.FinishedOnce, "finished twice", append(zombies, "1 records a1")},
+		"begun after the end":      {history.FinishedOnce, "began after its end was recorded", append(zombies, "1 begins a1")},
+		"overtaken":                {history.Ascending("q"), "out of order", []string{"1 begins a1", "1 begins b1", "1 ends a1 failed", "2 begins a3"}},
+		"back":                     {history.Ascending("q"), "out of order", []string{"1 begins a2", "1 ends a2 succeeded", "2 begins a1"}},
+		"taken over and overtaken": {history.Ascending("q"), "out of order", append(zombies[:9:9], "3 begins a2")},
+		"before its parent":        {history.AfterParents, "began before job b1 had succeeded", []string{"1 begins b1", "2 begins a1 after b1", "1 ends b1 succeeded"}},
+		"after a dead parent":      {history.AfterParents, "began before job b1", []string{"1 begins b1", "1 ends b1 dead", "2 begins a1 after b1"}},
+		"slot missed":              {slots, "0 jobs began", []string{"1 begins a1 slot 1"}},
+		"slot doubled":             {slots, "2 jobs began", []string{"1 begins a1 slot 1", "1 begins a2 slot 2", "1 begins a3 slot 2"}},
+	} {
+		faults := told(t, test.story...).Faults(test.check)
+		require.NotEmpty(t, faults, title)
+		require.Contains(t, faults[0], test.fault, title)
+	}
+	require.False(t, told(t, "1 begins a1", "1 is stopped", "2 begins b1", "2 begins b2", "2 begins a1", "1 ends a1 succeeded").Success("a1"))
+	require.True(t, told(t, "1 begins a1", "1 is stopped", "1 ends a1 succeeded").Success("a1"), "nobody else had it")
+	require.Equal(t, []string{"a"}, must(t, history.Event{Kind: history.Create, Job: "a"}).Created())
+}
+
+func must(t *testing.T, events ...history.Event) *history.History {
+	h, err := history.New(events)
+	require.NoError(t, err)
+	return h
+}
+
 func TestEventsThatCannotBe(t *testing.T) {
 	t.Parallel()
 	for expected, events := range map[string][]history.Event{
-		"line 2: job a":                           {{Kind: history.Begin, Job: "a"}, {Kind: history.Begin, Job: "a"}},
-		"line 1: an attempt of job a ends that":   {{Kind: history.End, Job: "a"}},
-		`line 1: kind "": expected begin, end or`: {{}},
+		"line 2: job a":                              {{Kind: history.Begin, Job: "a"}, {Kind: history.Begin, Job: "a"}},
+		"line 1: an attempt of job a ends that":      {{Kind: history.End, Job: "a"}},
+		`line 1: kind "": expected one of the kinds`: {{}},
 	} {
 		_, err := history.New(events)
 		require.ErrorContains(t, err, expected)

@@ -19,6 +19,11 @@ const (
 	Begin Kind = "begin" // a handler was called
 	End   Kind = "end"   // it is about to return
 	Kill  Kind = "kill"  // a process is about to be killed: what it runs ends by that
+
+	Lost   Kind = "lost"   // the context of a handler has ended: others may have its job from now on
+	Stop   Kind = "stop"   // a process was stopped: what it runs is its own for as long as its lease still lasts
+	Create Kind = "create" // the creation of a job was acknowledged
+	Record Kind = "record" // a process says that the last end of a job is in the database
 )
 
 // Outcome is what a handler returns.
@@ -53,6 +58,8 @@ type Event struct {
 	Parents   []string  `json:"parents,omitempty"`   // jobs after which this one is to run
 	Recurring string    `json:"recurring,omitempty"` // which recurring job made it,
 	Slot      time.Time `json:"slot,omitzero"`       // and for when
+
+	Until time.Time `json:"until,omitzero"` // of a stop: the end of its lease, by the database's clock
 }
 
 // Log is a file that any number of processes append to. Each event is one write,

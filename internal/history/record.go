@@ -1,0 +1,122 @@
+package history
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Created are the jobs whose creation was acknowledged.
+func (h *History) Created() (jobs []string) {
+	for _, event := range h.events {
+		if event.Kind == Create {
+			jobs = append(jobs, event.Job)
+		}
+	}
+	return jobs
+}
+
+// Success says whether a handler has succeeded with a job. If its process was
+// stopped meanwhile, that counts only where nobody else has had the job since.
+func (h *History) Success(job string) bool {
+	attempts := h.Jobs[job]
+	for i, a := range attempts {
+		if a.Outcome == Succeeded && (a.Until.IsZero() || i == len(attempts)-1) {
+			return true
+		}
+	}
+	return false
+}
+
+// NeverLate finds attempts that began under a lease that had run out while their
+// process was stopped. Other checks leave them out.
+func NeverLate(h *History) (faults []string) {
+	for _, a := range h.Attempts {
+		if a.Late {
+			faults = append(faults, fmt.Sprintf("it began after its lease had run out at %s: %s", a.Until.Format(time.RFC3339Nano), a))
+		}
+	}
+	return faults
+}
+
+// FinishedOnce finds jobs that began, or came to an end, after a process had
+// said that their last end is in the database.
+func FinishedOnce(h *History) (faults []string) {
+	recorded := map[string]int{}
+	for i, event := range h.events {
+		line, ok := recorded[event.Job]
+		switch {
+		case event.Kind != Record:
+		case ok:
+			faults = append(faults, fmt.Sprintf("job %s finished twice: lines %d and %d", event.Job, line+1, i+1))
+		default:
+			recorded[event.Job] = i
+		}
+	}
+	for _, a := range h.Attempts {
+		if line, ok := recorded[a.Job]; ok && line < a.Begun && !a.Late {
+			faults = append(faults, fmt.Sprintf("it began after its end was recorded in line %d: %s", line+1, a))
+		}
+	}
+	return faults
+}
+
+// Ascending finds where a job of a queue began before one of the same key with a
+// lower order that had begun was finished, or after one with a higher order. Jobs
+// without an order may be anywhere, and orders may be left out.
+func Ascending(queue string) Check {
+	return func(h *History) (faults []string) {
+		for _, attempts := range h.byKey(queue) {
+			last := &Attempt{Ended: -1, Outcome: Succeeded}
+			for _, a := range attempts {
+				if a.Order == 0 || a.Late {
+					continue
+				}
+				next := a.Order > last.Order && last.Outcome.isFinal() && (last.Ended < a.Begun || last.lostTo(a))
+				if a.Order != last.Order && !next {
+					faults = append(faults, fmt.Sprintf("out of order: %s\n  began after %s", a, last))
+				}
+				last = a
+			}
+		}
+		return faults
+	}
+}
+
+// AfterParents finds jobs that began before those they are to run after had
+// succeeded.
+func AfterParents(h *History) (faults []string) {
+	for _, a := range h.Attempts {
+		for _, parent := range a.Parents {
+			if !slices.ContainsFunc(h.Jobs[parent], func(p *Attempt) bool { return p.Outcome == Succeeded && p.Ended < a.Begun }) {
+				faults = append(faults, fmt.Sprintf("it began before job %s had succeeded: %s", parent, a))
+			}
+		}
+	}
+	return faults
+}
+
+// EachSlotOnce finds slots of recurring jobs, from the first to the last, for
+// which no job began, and those for which several did.
+func EachSlotOnce(recurring []string, first, last time.Time, every time.Duration) Check {
+	type slot struct {
+		recurring string
+		at        int64
+	}
+	return func(h *History) (faults []string) {
+		jobs := map[slot][]string{}
+		for _, a := range h.Attempts {
+			if s := (slot{a.Recurring, a.Slot.UnixMicro()}); a.Recurring != "" && !slices.Contains(jobs[s], a.Job) {
+				jobs[s] = append(jobs[s], a.Job)
+			}
+		}
+		for _, name := range recurring {
+			for at := first; !at.After(last); at = at.Add(every) {
+				if made := jobs[slot{name, at.UnixMicro()}]; len(made) != 1 {
+					faults = append(faults, fmt.Sprintf("recurring job %s, slot %s: %d jobs began, not 1: %v", name, at.Format(time.RFC3339), len(made), made))
+				}
+			}
+		}
+		return faults
+	}
+}
