@@ -29,6 +29,11 @@ bench: ## measure the library beside others on a throw-away Postgres, for some m
 	@scripts/install-postgres.sh server
 	@cd benchmarks && go run .
 
+.PHONY: chaos
+chaos: ## do harm to services at work for ten minutes, and count what came of it
+	@scripts/install-postgres.sh server
+	@cd chaos && go run .
+
 .PHONY: lint
 lint: ## vet, gofmt, golangci-lint, go mod tidy and the build of the examples, changing nothing
 	@set -e; for module in . $(NESTED); do ( \
@@ -39,4 +44,4 @@ lint: ## vet, gofmt, golangci-lint, go mod tidy and the build of the examples, c
 		$(GOLANGCI_LINT) run ./...; \
 		go mod tidy -diff; \
 		go build -buildvcs=false -o /dev/null ./... ); done
-	cd benchmarks && go vet ./... && go mod tidy -diff
+	@set -e; for module in benchmarks chaos; do (set -x; cd $$module; go vet ./...; go mod tidy -diff); done
