@@ -8,7 +8,7 @@ NESTED = $(patsubst %/go.mod,%,$(wildcard examples/*/go.mod))
 
 .PHONY: help
 help: ## print the targets (default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: ## run the quickstart, on $DATABASE_URL or a throw-away Postgres
@@ -23,6 +23,14 @@ test: ## install what the tests need and run them all, with the race detector
 	go test -race -count=1 -timeout 30m
 	go test -race -count=1 $$(go list ./... | grep -vx "$$(go list)")
 	@set -e; for module in $(NESTED); do (set -x; cd $$module; go test -race -count=1 ./...); done
+
+# SCHEDULER_POSTGRES_BIN names the directory of another server's programs for any
+# go test here; SCHEDULER_TEST_POOLER=exec (or simple_protocol) leads the tests'
+# pools through pgbouncer.
+.PHONY: test-matrix
+test-matrix: ## run the library's tests on PostgreSQL 14 to 18 and through pgbouncer, for most of an hour
+	@scripts/install-postgres.sh test
+	@scripts/test-matrix.sh
 
 .PHONY: bench
 bench: ## measure the library beside others on a throw-away Postgres, for some minutes

@@ -154,6 +154,7 @@ func TestDependantsInAPausedQueue(t *testing.T) {
 // A resident process learns at once of jobs that wait no longer.
 func TestResidentProcessGoesOnWithDependants(t *testing.T) {
 	t.Parallel()
+	needsSession(t) // to listen
 	told := newEvents()
 	a := newAfterTest(t, func(c *scheduler.Config) { c.Observer, c.PollInterval = told.tell, time.Hour })
 	stop := goWork(t, t.Context(), a.Scheduler)

@@ -127,6 +127,7 @@ func requireSameJSON(t *testing.T, expected any, actual json.RawMessage) {
 // newPoolWith is newPool with the test's own settings.
 func newPoolWith(t *testing.T, config *pgxpool.Config) *pgxpool.Pool {
 	t.Helper()
+	throughPooler(config)
 	pool, err := pgxpool.NewWithConfig(t.Context(), config)
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)

@@ -71,10 +71,16 @@ func runTests(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	defer shared.admin.Close()
+	stopPooler, err := startSharedPooler()
+	if err != nil {
+		return 0, err
+	}
+	defer stopPooler()
 	if err := waitLess(); err != nil {
 		return 0, err
 	}
-	fmt.Printf("with PostgreSQL in %s, pg_cron: %t, http: %q, double of pg_net: %t\n", shared.cluster.BinDir(), shared.cron, shared.http, shared.net)
+	fmt.Printf("with PostgreSQL in %s, pg_cron: %t, http: %q, double of pg_net: %t, pooler: %q\n",
+		shared.cluster.BinDir(), shared.cron, shared.http, shared.net, os.Getenv(poolerEnv))
 	return m.Run(), nil
 }
 

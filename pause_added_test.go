@@ -51,6 +51,7 @@ func TestPauseOfAllQueuesWaitsForOneThatIsBeingAdded(t *testing.T) {
 // locked in one order all the same.
 func TestQueuesAreLockedInTheOrderOfBytes(t *testing.T) {
 	t.Parallel()
+	needsVersion(t, 15) // of databases with an order of ICU's
 	database := unique()
 	administer(t, "CREATE DATABASE "+database+" TEMPLATE template0 ENCODING 'UTF8' LC_COLLATE 'C' LC_CTYPE 'C' LOCALE_PROVIDER icu ICU_LOCALE 'en-US'")
 	t.Cleanup(func() { administer(t, "DROP DATABASE "+database+" WITH (FORCE)") })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -20,9 +21,29 @@ import (
 	"github.com/relay-club/scheduler"
 )
 
-// startPooler starts a pgbouncer in transaction mode before the shared cluster
-// and returns its URL: each transaction gets any of three connections.
-func startPooler(t *testing.T) (url string) {
+// poolerEnv makes the tests' pools go through a pgbouncer, in this exec mode of
+// pgx; see throughPooler.
+const poolerEnv = "SCHEDULER_TEST_POOLER"
+
+// poolerModes are the exec modes that prepare no statements.
+var poolerModes = map[string]pgx.QueryExecMode{"exec": pgx.QueryExecModeExec, "simple_protocol": pgx.QueryExecModeSimpleProtocol}
+
+// sharedPooler is the pooler of poolerEnv, nil without.
+var sharedPooler *pooler
+
+// pooler is a pgbouncer in transaction mode before the shared cluster.
+type pooler struct {
+	dir  string
+	port uint16
+	cmd  *exec.Cmd
+	hold io.Closer // the program ends with it
+}
+
+var errNoPooler = errors.New("needs pgbouncer, in PATH or where Debian's package pgbouncer puts it")
+
+// startPooler starts a pooler whose transactions get any of so many
+// connections.
+func startPooler(connections int, output io.Writer) (_ *pooler, err error) {
 	program, err := exec.LookPath("pgbouncer")
 	for _, path := range []string{"/usr/sbin/pgbouncer", "/usr/local/sbin/pgbouncer"} { // in no PATH of users
 		if err != nil {
@@ -30,65 +51,154 @@ func startPooler(t *testing.T) (url string) {
 		}
 	}
 	if err != nil {
-		t.Skip("needs pgbouncer, in PATH or where Debian's package pgbouncer puts it")
+		return nil, errNoPooler
 	}
 	server, err := pgx.ParseConfig(shared.cluster.URL("postgres"))
-	require.NoError(t, err)
+	if err != nil {
+		return nil, err
+	}
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
-	require.NoError(t, err)
-	port := listener.Addr().(*net.TCPAddr).Port
-	require.NoError(t, listener.Close())
-
-	dir, err := os.MkdirTemp("", "scheduler-pooler-")
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // another user than root reads it
-	config := filepath.Join(dir, "pgbouncer.ini")
-	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `
+	if err != nil {
+		return nil, err
+	}
+	p := &pooler{port: uint16(listener.Addr().(*net.TCPAddr).Port)}
+	if err := listener.Close(); err != nil {
+		return nil, err
+	}
+	if p.dir, err = os.MkdirTemp("", "scheduler-pooler-"); err != nil {
+		return nil, err
+	}
+	config := filepath.Join(p.dir, "pgbouncer.ini")
+	if err := os.Chmod(p.dir, 0o755); err != nil { //nolint:gosec // another user than root reads it
+		return nil, err
+	}
+	err = os.WriteFile(config, fmt.Appendf(nil, `
 [databases]
-postgres = host=127.0.0.1 port=%d dbname=postgres user=%s
+* = host=127.0.0.1 port=%d user=%s
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = %d
 unix_socket_dir =
 auth_type = any
 pool_mode = transaction
-default_pool_size = 3
-`, server.Port, server.User, port), 0o644))
+max_client_conn = 2000
+default_pool_size = %d
+`, server.Port, server.User, p.port, connections), 0o644)
+	if err != nil {
+		return nil, err
+	}
 
 	args := []string{"-q", config}
 	if me, err := user.Current(); err == nil && me.Uid == "0" {
 		args = append([]string{"-u", "postgres"}, args...) // it refuses to be root
 	}
 	// The shell reads until this process closes the pipe or is gone.
-	pooler := exec.Command("sh", append([]string{"-c", `"$@" & read -r _; kill $!; wait`, "sh", program}, args...)...)
-	pooler.Stdout, pooler.Stderr = t.Output(), t.Output()
-	stdin, err := pooler.StdinPipe()
+	p.cmd = exec.Command("sh", append([]string{"-c", `"$@" & read -r _; kill $!; wait`, "sh", program}, args...)...)
+	p.cmd.Stdout, p.cmd.Stderr = output, output
+	if p.hold, err = p.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	return p, p.cmd.Start()
+}
+
+// awaitStart returns once the pooler takes connections.
+func (p *pooler) awaitStart() error {
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(p.port)))
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		conn, err := net.Dial("tcp4", address)
+		if err == nil {
+			return conn.Close()
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("start pgbouncer: %w", err)
+		}
+	}
+}
+
+func (p *pooler) stop() {
+	_ = p.hold.Close()
+	_ = p.cmd.Wait() // it was killed
+	_ = os.RemoveAll(p.dir)
+}
+
+// newPooler starts a pooler with few connections, stopped when the test ends.
+func newPooler(t *testing.T) *pooler {
+	p, err := startPooler(3, t.Output())
+	if errors.Is(err, errNoPooler) {
+		t.Skip(err)
+	}
 	require.NoError(t, err)
-	require.NoError(t, pooler.Start())
-	t.Cleanup(func() {
-		_ = stdin.Close()
-		_ = pooler.Wait() // it was killed
-	})
-	waitFor(t, func() bool {
-		conn, err := net.Dial("tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		return err == nil && conn.Close() == nil
-	})
-	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/postgres?sslmode=disable", server.User, port)
+	t.Cleanup(p.stop)
+	require.NoError(t, p.awaitStart())
+	return p
+}
+
+// newPool opens a pool on the pooler.
+func (p *pooler) newPool(t *testing.T, mode pgx.QueryExecMode) *pgxpool.Pool {
+	config, err := pgxpool.ParseConfig(shared.cluster.URL("postgres"))
+	require.NoError(t, err)
+	config.MaxConns, config.ConnConfig.Port, config.ConnConfig.DefaultQueryExecMode = 20, p.port, mode
+	return newPoolWith(t, config)
+}
+
+// startSharedPooler starts the pooler that poolerEnv asks for.
+func startSharedPooler() (stop func(), err error) {
+	mode := os.Getenv(poolerEnv)
+	if mode == "" {
+		return func() {}, nil
+	}
+	if _, ok := poolerModes[mode]; !ok {
+		return nil, fmt.Errorf("%s is %q: expected exec or simple_protocol", poolerEnv, mode)
+	}
+	// No shortage of connections: tests hold many transactions open.
+	p, err := startPooler(100, os.Stderr)
+	if err != nil {
+		return nil, err
+	}
+	sharedPooler = p
+	return p.stop, p.awaitStart()
+}
+
+// throughPooler leads a pool through the shared pooler, if there is one. Those
+// of other servers and roles, and those with settings for their sessions, go to
+// the server itself: pgbouncer takes none of them.
+func throughPooler(config *pgxpool.Config) {
+	if sharedPooler == nil {
+		return
+	}
+	server, c := shared.admin.Config().ConnConfig, config.ConnConfig
+	isPooled := c.Port == sharedPooler.port // a copy of another pool's
+	if c.Host != server.Host || c.Port != server.Port && !isPooled || c.User != server.User {
+		return
+	}
+	if len(c.RuntimeParams) > 0 || config.AfterConnect != nil {
+		if isPooled {
+			c.Port, c.DefaultQueryExecMode = server.Port, server.DefaultQueryExecMode
+		}
+		return
+	}
+	c.Port = sharedPooler.port
+	if c.DefaultQueryExecMode != pgx.QueryExecModeSimpleProtocol {
+		c.DefaultQueryExecMode = poolerModes[os.Getenv(poolerEnv)]
+	}
+}
+
+// needsSession skips a test of what belongs to one session, where a pooler
+// gives each transaction any.
+func needsSession(t *testing.T) {
+	if sharedPooler != nil {
+		t.Skip("needs a session of its own, which a pooler in transaction mode does not give")
+	}
 }
 
 // No state of a session is needed, so everything works through a pooler.
 func TestEverythingWorksThroughAPooler(t *testing.T) {
 	t.Parallel()
-	url := startPooler(t)
-	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
-		t.Run(mode.String(), func(t *testing.T) {
+	p := newPooler(t)
+	for name, mode := range poolerModes {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			config, err := pgxpool.ParseConfig(url)
-			require.NoError(t, err)
-			config.MaxConns = 20
-			config.ConnConfig.DefaultQueryExecMode = mode
-			testThroughPooler(t, newPoolWith(t, config))
+			testThroughPooler(t, p.newPool(t, mode))
 		})
 	}
 }

@@ -36,6 +36,7 @@ func newPoolOn(tb testing.TB, url string) *pgxpool.Pool {
 	config, err := pgxpool.ParseConfig(url)
 	require.NoError(tb, err)
 	config.MaxConns = 10
+	throughPooler(config)
 	pool, err := pgxpool.NewWithConfig(tb.Context(), config)
 	require.NoError(tb, err)
 	tb.Cleanup(pool.Close)
@@ -124,6 +125,13 @@ func waitFor(t require.TestingT, condition func() bool) {
 func needsWorkers(t *testing.T) {
 	if !shared.cron || shared.http == "" {
 		t.Skip("needs pg_cron and an HTTP extension: scripts/install-postgres.sh test")
+	}
+}
+
+// needsVersion skips a test where the server is of an older major version.
+func needsVersion(t *testing.T, major int) {
+	if mustQuery[int](t, newPool(t), "SELECT current_setting('server_version_num')::integer / 10000") < major {
+		t.Skipf("needs PostgreSQL %d", major)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 
@@ -335,13 +334,10 @@ func TestWakeWaitsForNobody(t *testing.T) {
 func TestWakeThroughAPooler(t *testing.T) {
 	t.Parallel()
 	w := newWakeTest(t, nil)
-	url := startPooler(t)
+	p := newPooler(t)
 	w.workAwake(t, w.name, w.url())
-	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
-		config, err := pgxpool.ParseConfig(url)
-		require.NoError(t, err)
-		config.ConnConfig.DefaultQueryExecMode = mode
-		s, err := scheduler.New(newPoolWith(t, config), scheduler.Config{Schema: w.schema, JobNames: scheduler.JobNames{"work": succeed}})
+	for _, mode := range poolerModes {
+		s, err := scheduler.New(p.newPool(t, mode), scheduler.Config{Schema: w.schema, JobNames: scheduler.JobNames{"work": succeed}})
 		require.NoError(t, err)
 		for _, create := range []func(){
 			func() { mustCreate(t, s, "work", scheduler.JobData{}) },

@@ -35,7 +35,9 @@ func goWork(t *testing.T, ctx context.Context, s *scheduler.Scheduler) (stop fun
 	return stop
 }
 
+// listening says whether a process listens, for which it needs a session.
 func listening(t *testing.T, db database, schema string) bool {
+	needsSession(t)
 	return mustQuery[bool](t, db, "SELECT EXISTS (SELECT FROM "+schema+".leases WHERE listening)")
 }
 

@@ -109,6 +109,7 @@ func requirePgError(t *testing.T, err error, code string, names ...string) {
 // database that pg_cron schedules into.
 func TestWorkersAsTheContractSays(t *testing.T) {
 	t.Parallel()
+	needsWorkers(t)
 	t.Cleanup(func() {
 		administer(t, "DROP FUNCTION IF EXISTS public.create_job, public.create_queue_worker, public.remove_queue_worker")
 		administer(t, "DROP SCHEMA IF EXISTS scheduler CASCADE")

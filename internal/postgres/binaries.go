@@ -3,6 +3,8 @@ package postgres
 import (
 	"cmp"
 	"errors"
+	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -10,19 +12,29 @@ import (
 	"strings"
 )
 
-// preferredMajor comes first among the versions that have pg_cron: it is the
-// oldest one supported.
+// preferredMajor comes first among the versions that have pg_cron, so that tests
+// run on the same one wherever there is a choice.
 const preferredMajor = 15
 
 var errNoServer = errors.New("no PostgreSQL server found (postgres, initdb and pg_ctl in one directory): " +
 	"on Debian and Ubuntu run scripts/install-postgres.sh server, " +
-	"elsewhere install PostgreSQL 15 or newer and put its bin directory in PATH")
+	"elsewhere install PostgreSQL 14 or newer and put its bin directory in PATH")
 
-// BinDir is the directory of the server binaries that Start uses: on Debian and
-// Ubuntu those of a version that has pg_cron, 15 before the newest, else of the
+// BinDirEnv names the environment variable that says where the server binaries
+// are, in place of looking for them.
+const BinDirEnv = "SCHEDULER_POSTGRES_BIN"
+
+// BinDir is the directory of the server binaries that Start uses: what BinDirEnv
+// says, where it is set. Otherwise on Debian and Ubuntu those of a version that has pg_cron, 15 before the newest, else of the
 // newest version; elsewhere what pg_config names or PATH holds. The error says
 // what to install.
 func BinDir() (string, error) {
+	if dir := os.Getenv(BinDirEnv); dir != "" {
+		if !isBinDir(dir) {
+			return "", fmt.Errorf("%s is %q: expected a directory with postgres, initdb and pg_ctl", BinDirEnv, dir)
+		}
+		return dir, nil
+	}
 	installed, _ := filepath.Glob("/usr/lib/postgresql/*/bin") // fails on bad patterns only
 	slices.SortFunc(installed, func(a, b string) int { return cmp.Compare(rank(b), rank(a)) })
 	for _, dir := range installed {
