@@ -17,7 +17,7 @@ import (
 const claimSQL = `
 SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority, coalesce(key, '')
 FROM {{schema}}.claim($2::text, $4::bool, $5::bool, $3::text[], $1::text::uuid, $6::int, $7::timestamptz,
-    $8::bigint * interval '1 microsecond')`
+    $8::bigint::float8 * interval '1 microsecond')`
 
 const claimBlockingSQL = `
 SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority, coalesce(key, '')

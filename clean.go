@@ -48,7 +48,7 @@ func (s *Scheduler) cleanUpSometimes() {
 }
 
 const cleanUpSQL = `
-SELECT {{schema}}.clean_up($1::bigint * interval '1 microsecond', $2::bigint * interval '1 microsecond', $3::int)`
+SELECT {{schema}}.clean_up($1::bigint::float8 * interval '1 microsecond', $2::bigint::float8 * interval '1 microsecond', $3::int)`
 
 func (s *Scheduler) cleanUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanUpTimeout)

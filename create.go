@@ -226,7 +226,7 @@ const insertJobSQL = `
 INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, lane, key)
 VALUES ($1::uuid, $2::text, $3::text, $4::text::jsonb, coalesce($5::timestamptz, now()), $6::int, $7::bigint, $10::text::jsonb,
     $11::int, 3 * $11::int, $12::text)
-RETURNING run_at, created_at, (extract(epoch FROM run_at - now()) * 1000000)::bigint,
+RETURNING run_at, created_at, (extract(epoch FROM run_at - now()) * 1000000::numeric)::bigint,
     ` + othersListen + `$8::text::uuid),
     CASE WHEN run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = $3::text)
         THEN {{schema}}.wake_workers($3::text) END,
@@ -320,7 +320,7 @@ WITH created AS (
         AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, key)
     RETURNING queue, run_at
 )
-SELECT queue, (extract(epoch FROM min(run_at) - now()) * 1000000)::bigint, now(),
+SELECT queue, (extract(epoch FROM min(run_at) - now()) * 1000000::numeric)::bigint, now(),
     ` + othersListen + `$11::text::uuid),
     CASE WHEN min(run_at) <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = created.queue)
         THEN {{schema}}.wake_workers(queue) END,

@@ -158,7 +158,7 @@ func (in inside) Jobs(ctx context.Context, db any, name string, most int) (any, 
 }
 
 const dueQueuesSQL = `
-SELECT name FROM (SELECT q.name, {{schema}}.next_due(q.name, 'any', $2::text[]) AS due_at FROM unnest($1::text[]) AS q (name)) AS n
+SELECT name FROM (SELECT q.name, {{schema}}.next_due(q.name, 'any', $2::text[]) AS due_at FROM pg_catalog.unnest($1::text[]) AS q (name)) AS n
 WHERE n.due_at <= now() ORDER BY n.due_at, n.name`
 
 func (in inside) RunNext(ctx context.Context) (id string, err error) {

@@ -46,11 +46,11 @@ func marginOf(ttl time.Duration) time.Duration { return ttl / 10 }
 
 const takeLeaseSQL = `
 INSERT INTO {{schema}}.leases (id, holder, expires_at, listening)
-VALUES ($1::text::uuid, $2::text, now() + $3::bigint * interval '1 microsecond', $4::bool)`
+VALUES ($1::text::uuid, $2::text, now() + $3::bigint::float8 * interval '1 microsecond', $4::bool)`
 
 const renewLeaseSQL = `
 UPDATE {{schema}}.leases
-SET expires_at = now() + $2::bigint * interval '1 microsecond', listening = $3::bool
+SET expires_at = now() + $2::bigint::float8 * interval '1 microsecond', listening = $3::bool
 WHERE id = $1::text::uuid AND expires_at > now()`
 
 // leaveLeaseSQL is for a lease that can't be renewed: one that has run out, for

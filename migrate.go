@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -41,6 +42,12 @@ CREATE TABLE {{schema}}.schema_migrations (
 // the schema.
 func (s *Scheduler) Migrate(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		// What expressions of tables and views mean is settled when they are made:
+		// by the system's functions and operators, whatever others create where the
+		// role looks for names.
+		if _, err := tx.Exec(ctx, "SELECT pg_catalog.set_config('search_path', '', true)"); err != nil {
+			return err
+		}
 		// The lock belongs to the transaction, so that it works through a
 		// transaction-mode pooler; its number is any that nobody else uses.
 		if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtextextended($1::text, 7041973))", s.config.Schema); err != nil {
@@ -73,6 +80,9 @@ func (s *Scheduler) applyMigrations(ctx context.Context, tx pgx.Tx) error {
 	err := tx.QueryRow(ctx, "SELECT to_regnamespace($1::text) IS NOT NULL, to_regclass($1::text || '.schema_migrations') IS NOT NULL",
 		`"`+s.config.Schema+`"`).Scan(&schemaExists, &tableExists)
 	if err != nil {
+		return err
+	}
+	if err := s.refuseOthersSchema(ctx, tx); err != nil {
 		return err
 	}
 	if !schemaExists {
@@ -110,6 +120,25 @@ func (s *Scheduler) applyMigrations(ctx context.Context, tx pgx.Tx) error {
 		}
 	}
 	return s.execFile(ctx, tx, "sql/rights.sql")
+}
+
+const othersSchemaSQL = `
+SELECT r.rolname::text FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
+WHERE n.nspname = $1::text AND NOT r.rolsuper AND NOT pg_has_role(r.oid, 'USAGE')
+    AND r.oid <> (SELECT d.datdba FROM pg_catalog.pg_database d WHERE d.datname = current_database())`
+
+// refuseOthersSchema refuses a schema whose owner this role has no reason to
+// trust: what is in it could be replaced, and is called with the rights of this
+// role.
+func (s *Scheduler) refuseOthersSchema(ctx context.Context, tx pgx.Tx) error {
+	var owner string
+	switch err := tx.QueryRow(ctx, othersSchemaSQL, s.config.Schema).Scan(&owner); {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("the schema belongs to the role %q: expected one of the service's own role, or of one that it is a member of", owner)
 }
 
 // execFile runs a file of several statements, for which the protocol is the
@@ -198,7 +227,8 @@ const publicEntrySQL = `
 SELECT count(*) FROM pg_catalog.pg_proc p
 WHERE p.pronamespace = 'public'::regnamespace
     AND p.proname IN ('create_job', 'create_queue_worker', 'remove_queue_worker', 'create_recurring_job', 'remove_recurring_job')
-    AND p.prosrc LIKE '%{{schema}}.%'`
+    AND p.prosrc LIKE '%{{schema}}.%' AND p.proowner IN (current_user::regrole,
+        (SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid = '{{schema}}.jobs'::regclass))`
 
 // installPublicEntry is a convenience: that it fails (no schema public, no
 // right to create there, a function of that name by somebody else) is no

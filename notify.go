@@ -78,7 +78,7 @@ func (s *Scheduler) created(queue JobQueue, dueIn time.Duration, heard, notified
 	}
 }
 
-const notifySQL = `SELECT pg_catalog.pg_notify($1::text, q.name) FROM unnest($2::text[]) AS q (name)`
+const notifySQL = `SELECT pg_catalog.pg_notify($1::text, q.name) FROM pg_catalog.unnest($2::text[]) AS q (name)`
 
 func (n *notifier) send(s *Scheduler, done func()) {
 	defer done()

@@ -169,7 +169,7 @@ func (a *attempt) checkpoint(ctx context.Context) (text []byte, err error) {
 }
 
 // progressColumn has the progress of the job that a query is about, as JSON.
-const progressColumn = `(SELECT jsonb_build_object('percent', coalesce(p.percent, 0), 'note', coalesce(p.note, ''),
+const progressColumn = `(SELECT pg_catalog.jsonb_build_object('percent', coalesce(p.percent, 0), 'note', coalesce(p.note, ''),
         'checkpoint', nullif(p.checkpoint, 'null'), 'at', p.reported_at) FROM {{schema}}.job_progress p WHERE p.job_id = id)`
 
 // setProgress reads progressColumn.

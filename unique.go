@@ -84,13 +84,13 @@ func uniqueColumns(rows []newRow) []any {
 }
 
 const createUniqueSQL = `
-SELECT ` + jobColumns + `, duplicate, changed, coalesce(asked, ''), (extract(epoch FROM run_at - now()) * 1000000)::bigint,
+SELECT ` + jobColumns + `, duplicate, changed, coalesce(asked, ''), (extract(epoch FROM run_at - now()) * 1000000::numeric)::bigint,
     ` + othersListen + `$17::text::uuid)
 FROM {{schema}}.create_unique($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
     $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool, $15::text, $16::text) AS u, LATERAL (SELECT (u.job).*) AS j`
 
 const createAfterSQL = `
-SELECT ` + jobColumns + `, duplicate, changed, coalesce(asked, ''), (extract(epoch FROM run_at - now()) * 1000000)::bigint,
+SELECT ` + jobColumns + `, duplicate, changed, coalesce(asked, ''), (extract(epoch FROM run_at - now()) * 1000000::numeric)::bigint,
     ` + othersListen + `$17::text::uuid)
 FROM {{schema}}.create_after($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
     $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool, $15::text, $16::text,
@@ -138,13 +138,13 @@ func (s *Scheduler) createUnique(ctx context.Context, row *newRow, from *keyedRe
 }
 
 const createUniqueJobsSQL = `
-SELECT (job).id::text, (job).queue, now(), changed, (extract(epoch FROM (job).run_at - now()) * 1000000)::bigint,
+SELECT (job).id::text, (job).queue, now(), changed, (extract(epoch FROM (job).run_at - now()) * 1000000::numeric)::bigint,
     ` + othersListen + `$15::text::uuid)
 FROM {{schema}}.create_unique($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
     $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool) WITH ORDINALITY AS u (job, duplicate, changed, asked, place) ORDER BY place`
 
 const createJobsAfterSQL = `
-SELECT (job).id::text, (job).queue, now(), changed, (extract(epoch FROM (job).run_at - now()) * 1000000)::bigint,
+SELECT (job).id::text, (job).queue, now(), changed, (extract(epoch FROM (job).run_at - now()) * 1000000::numeric)::bigint,
     ` + othersListen + `$15::text::uuid)
 FROM {{schema}}.create_after($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
     $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool, NULL, NULL, $16::uuid[], $17::uuid[], $18::bool[])

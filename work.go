@@ -157,11 +157,11 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue, again chan stru
 }
 
 const pollSQL = `
-SELECT q.name, (extract(epoch FROM {{schema}}.next_due(q.name, 'any', $2::text[]) - now()) * 1000000)::bigint AS due_in_us, lost,
-    (extract(epoch FROM slot - now()) * 1000000)::bigint AS slot_in_us
+SELECT q.name, (extract(epoch FROM {{schema}}.next_due(q.name, 'any', $2::text[]) - now()) * 1000000::numeric)::bigint AS due_in_us, lost,
+    (extract(epoch FROM slot - now()) * 1000000::numeric)::bigint AS slot_in_us
 FROM (SELECT EXISTS (SELECT FROM {{schema}}.leases l WHERE l.expires_at <= now()) AS lost,
     (SELECT min(r.next_slot) FROM {{schema}}.recurring r WHERE r.next_slot < 'infinity') AS slot) AS all_queues
-LEFT JOIN unnest($1::text[]) AS q (name) ON true`
+LEFT JOIN pg_catalog.unnest($1::text[]) AS q (name) ON true`
 
 // poll asks what is due, wakes those queues, and sets the alarm for the time
 // when the next job becomes due. Jobs of lost leases are taken back, and

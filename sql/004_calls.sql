@@ -63,9 +63,10 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Set log_min_messages to debug1 or above.';
     END IF;
     -- Every tick is a new session, so they are set every time, and in the one
-    -- way that works in all versions. The defaults are 1 s and 5 s.
-    EXECUTE format('SELECT %1$I.http_set_curlopt(''CURLOPT_CONNECTTIMEOUT'', $1), %1$I.http_set_curlopt(''CURLOPT_TIMEOUT'', $2)', v_schema)
-        USING least(5, worker.timeout_seconds)::text, worker.timeout_seconds::text;
+    -- way that works in all versions. The defaults are 1 s and 5 s. The types are
+    -- those of the functions: a better fit could be somebody else's.
+    EXECUTE format('SELECT %1$I.http_set_curlopt(''CURLOPT_CONNECTTIMEOUT''::varchar, $1), %1$I.http_set_curlopt(''CURLOPT_TIMEOUT''::varchar, $2)', v_schema)
+        USING least(5, worker.timeout_seconds)::varchar, worker.timeout_seconds::varchar;
     -- The function stands in FROM so that it is called once.
     EXECUTE format(
         'SELECT r.status, r.content, (SELECT h.value FROM unnest(r.headers) AS h WHERE lower(h.field) = ''location'' LIMIT 1)

@@ -7,7 +7,8 @@ DECLARE
 BEGIN
     SELECT min(p.oid::regprocedure::text) INTO v_taken FROM pg_catalog.pg_proc p
     WHERE p.pronamespace = 'public'::regnamespace AND p.proname IN ('create_job', 'create_queue_worker', 'remove_queue_worker', 'create_recurring_job', 'remove_recurring_job')
-        AND p.prosrc NOT LIKE '%{{schema}}.%';
+        AND (p.prosrc NOT LIKE '%{{schema}}.%' OR p.proowner NOT IN (current_user::regrole,
+            (SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid = '{{schema}}.jobs'::regclass)));
     IF v_taken IS NOT NULL THEN
         RAISE EXCEPTION 'the function % in the schema public is somebody else''s', v_taken USING ERRCODE = 'duplicate_function';
     END IF;
