@@ -68,6 +68,44 @@ func (a *afterTest) waitLocked(t *testing.T, n int) {
 	})
 }
 
+// Transactions that create a job after one that runs may stay open. Its end is not
+// recorded until then, that of others is.
+func TestOpenCreationsHoldUpNoOtherEnd(t *testing.T) {
+	t.Parallel()
+	const n = 3 // more than there are writers of ends
+	begun, goOn := make(chan struct{}, n), make(chan struct{})
+	a := newAfterTest(t, func(c *scheduler.Config) {
+		c.JobNames["wait"] = func(context.Context, *scheduler.Job) (any, error) {
+			begun <- struct{}{}
+			<-goOn
+			return nil, nil
+		}
+	})
+	parents := mustCreateMany(t, a.Scheduler, n, "wait", scheduler.JobData{})
+	run := goRun(t.Context(), a.Scheduler, scheduler.RunFilter{Limit: n})
+	txs := make([]pgx.Tx, n)
+	children := make([]string, n)
+	for i, parent := range parents {
+		await(t, begun)
+		var err error
+		txs[i], err = a.pool.Begin(t.Context())
+		require.NoError(t, err)
+		defer func() { _ = txs[i].Rollback(context.Background()) }()
+		child, err := a.CreateJobTx(t.Context(), txs[i], "a", after(parent))
+		require.NoError(t, err)
+		children[i] = child.ID
+	}
+	close(goOn)
+	a.waitLocked(t, 2)
+	other := mustCreate(t, a.Scheduler, "a", scheduler.JobData{}).ID
+	require.Equal(t, []string{other}, a.runAll(t))
+	for _, tx := range txs {
+		require.NoError(t, tx.Commit(t.Context()))
+	}
+	require.Equal(t, n, await(t, run).report.Succeeded)
+	require.ElementsMatch(t, children, a.runAll(t))
+}
+
 // A handler's transaction with an older snapshot can't finish its job past one that
 // was created after it since.
 func TestCreationAfterTheSnapshotOfAParent(t *testing.T) {

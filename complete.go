@@ -61,7 +61,7 @@ func (s *Scheduler) completeTx(ctx context.Context, tx pgx.Tx, job *Job, result 
 	err = tx.QueryRow(ctx, s.sql(completeSQL), job.ID, a.job.claims, text).Scan(&recorded, &record.transaction)
 	var pg *pgconn.PgError
 	switch {
-	case errors.As(err, &pg) && pg.Code == "55P03":
+	case errors.As(err, &pg) && pg.Code == lockNotAvailable:
 		return badInput("job", "%s: completed in another transaction, which is still open: expected that to end first: %w", job.ID, err)
 	case err != nil:
 		return refusedByPostgres("result", err)
@@ -167,7 +167,7 @@ func (s *Scheduler) record(a *attempt, out *outcome) {
 			s.finisher.add(s, out)
 			return
 		}
-		s.finish([]*outcome{out})
+		s.finish([]*outcome{out}, false)
 		if out.dropped {
 			s.isCompleted(a, out) // the transaction has committed since
 		}

@@ -126,9 +126,11 @@ func (s *Scheduler) control(ctx context.Context, sql, id string, more ...any) (*
 	return job, nil
 }
 
+const lockNotAvailable = "55P03"
+
 // lockedOrExplained is explained for what waits for locks.
 func lockedOrExplained(err error) error {
-	if sqlState(err) == "55P03" { // lock_not_available
+	if sqlState(err) == lockNotAvailable {
 		return fmt.Errorf("%w: %w", ErrJobLocked, err)
 	}
 	return explained(err)

@@ -22,7 +22,7 @@ func Finish(s *Scheduler, jobs []*Job) (lost int) {
 		result := "null"
 		batch[i] = &outcome{job: job, status: JobStatusSucceeded, result: &result}
 	}
-	s.finish(batch)
+	s.finish(batch, false)
 	s.lease.forget(batch)
 	for _, o := range batch {
 		if o.dropped {

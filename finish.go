@@ -108,7 +108,12 @@ func (f *finisher) write(s *Scheduler, writer int) {
 		f.waiting = slices.Delete(f.waiting, 0, n)
 		f.mu.Unlock()
 
-		s.finish(unwritten(batch))
+		held := s.finish(unwritten(batch), true)
+		batch = slices.DeleteFunc(batch, func(o *outcome) bool { return slices.Contains(held, o) })
+		for _, o := range held {
+			// The outcome keeps Shutdown waiting, and so does this.
+			go f.writeAside(s, o)
+		}
 		s.lease.forget(batch)
 		worked := 0
 		for _, o := range batch {
@@ -120,6 +125,13 @@ func (f *finisher) write(s *Scheduler, writer int) {
 		}
 		s.capacity.put(len(batch), worked)
 	}
+}
+
+// writeAside records an outcome whose job somebody holds, lest it hold up others.
+func (f *finisher) writeAside(s *Scheduler, o *outcome) {
+	s.finish([]*outcome{o}, false)
+	o.written = true
+	f.add(s, o)
 }
 
 // batchOf is how many of the outcomes go into the next statement.
@@ -147,19 +159,26 @@ func unwritten(batch []*outcome) []*outcome {
 
 // finish records a batch, trying again for as long as it takes: what was done
 // must not be forgotten because the database was away for a while. If the
-// process ends before that, the jobs' leases run out.
-func (s *Scheduler) finish(batch []*outcome) {
+// process ends before that, the jobs' leases run out. Those that another
+// transaction holds are left and returned, if it may leave some.
+func (s *Scheduler) finish(batch []*outcome, mayLeave bool) (held []*outcome) {
 	// In order of id, as rescue locks them too, so that they can't deadlock.
 	slices.SortFunc(batch, func(a, b *outcome) int { return bytes.Compare(a.job.key.Bytes[:], b.job.key.Bytes[:]) })
 	wait := 50 * time.Millisecond
 	for len(batch) > 0 {
 		err := s.tryFinish(batch)
-		if err == nil {
-			return
-		}
-		if isRefused(err) {
-			s.finishRefused(batch, err)
-			return
+		switch isHeld := sqlState(err) == lockNotAvailable && mayLeave; {
+		case err == nil:
+			return nil
+		case (isHeld || isRefused(err)) && len(batch) > 1:
+			for _, o := range batch { // to find out which one it is
+				held = append(held, s.finish([]*outcome{o}, mayLeave)...)
+			}
+			return held
+		case isHeld:
+			return []*outcome{batch[0]}
+		case isRefused(err):
+			return s.finishRefused(batch[0], err, mayLeave)
 		}
 		s.config.Logger.Warn("scheduler: can't record finished jobs yet", "jobs", len(batch), "error", err)
 		select {
@@ -168,10 +187,11 @@ func (s *Scheduler) finish(batch []*outcome) {
 			for _, o := range batch {
 				o.dropped = true
 			}
-			return
+			return nil
 		}
 		wait = min(2*wait, 2*time.Second)
 	}
+	return nil
 }
 
 // isRefused: the statement can never succeed with these values.
@@ -180,25 +200,18 @@ func isRefused(err error) bool {
 	return errors.As(err, &pg) && (isBadData(pg.Code) || strings.HasPrefix(pg.Code, "23"))
 }
 
-// finishRefused finds the outcome that Postgres refuses, and records that
-// instead, as a failed attempt.
-func (s *Scheduler) finishRefused(batch []*outcome, err error) {
-	if len(batch) > 1 {
-		for _, o := range batch {
-			s.finish([]*outcome{o})
-		}
-		return
-	}
-	o := batch[0]
+// finishRefused records, of an outcome that Postgres refuses, that instead, as a
+// failed attempt.
+func (s *Scheduler) finishRefused(o *outcome, err error, mayLeave bool) (held []*outcome) {
 	if o.result == nil {
 		s.config.Logger.Error("scheduler: can't record a finished job, it will be run again", "job", o.job.ID, "error", err)
 		o.dropped = true
 		s.suspect() // so that it is handed back
-		return
+		return nil
 	}
 	o.result = nil
 	o.judge(s, s.queues[o.job.Queue], nil, fmt.Errorf("the handler's result was refused by Postgres: %w", err), false)
-	s.finish(batch)
+	return s.finish([]*outcome{o}, mayLeave)
 }
 
 func (s *Scheduler) tryFinish(batch []*outcome) error {

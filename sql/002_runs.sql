@@ -108,10 +108,13 @@ $$;
 -- Returns those left alone, but not those that an earlier call with the same
 -- values has recorded, whose answer was lost; and those that ended cancelled
 -- though they were to be something else.
+--
+-- A transaction that creates a job after one of these holds it for as long as it
+-- lasts. It is not waited for long, so that the others can be recorded without it.
 CREATE FUNCTION {{schema}}.finish(
     ids uuid[], claims integer[], statuses text[], results text[], failures text[], delays_us bigint[], refunds integer[]
 ) RETURNS TABLE (id uuid, cancelled boolean)
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET lock_timeout = '1s' SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_recorded integer;
     v_awaited  uuid[]; -- what is finished and others run after
