@@ -259,13 +259,14 @@ $$;
 
 -- Tells those who run jobs of a queue when one is due, at commit, as a creation
 -- does: resident processes, and workers with wake if that is now. In a blocking
--- queue that is its head, whatever was done to whichever job.
+-- queue that is its head, whatever was done to whichever job. Where the queue has
+-- limits, one that is gone (run_at is NULL) may have kept others from starting.
 CREATE FUNCTION {{schema}}.announce(queue text, run_at timestamptz DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
     v_due timestamptz := announce.run_at;
 BEGIN
-    IF EXISTS (SELECT FROM {{schema}}.queues q WHERE q.name = announce.queue AND q.base = 'blocking') THEN
+    IF EXISTS (SELECT FROM {{schema}}.queues q WHERE q.name = announce.queue AND (q.base = 'blocking' OR q.limited AND announce.run_at IS NULL)) THEN
         v_due := {{schema}}.next_due(announce.queue);
     END IF;
     IF v_due IS NULL THEN
