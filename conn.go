@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -31,7 +32,7 @@ func (s *Scheduler) urgently(ctx context.Context, wait time.Duration, do func(*p
 			defer pooled.Release()
 			return do(pooled.Conn())
 		}
-		if ctx.Err() != nil || patience.Err() == nil {
+		if ctx.Err() != nil || !errors.Is(patience.Err(), context.DeadlineExceeded) { // the pool is closed, or can't connect
 			return err
 		}
 	}

@@ -72,3 +72,22 @@ func TestAFullPoolTakesOneConnectionMore(t *testing.T) {
 		return mustQuery[int](t, observer, "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", name) <= 2
 	})
 }
+
+// What is urgent waits for no room in a pool that is closed, so it takes no
+// connection beside it either.
+func TestAClosedPoolTakesNoConnectionMore(t *testing.T) {
+	t.Parallel()
+	var connects atomic.Int32
+	config := newPool(t).Config()
+	config.BeforeConnect = func(context.Context, *pgx.ConnConfig) error {
+		connects.Add(1)
+		return nil
+	}
+	pool := newPoolWith(t, config)
+	s := newSchedulerOn(t, pool, func(c *scheduler.Config) { c.JobNames = scheduler.JobNames{"a": succeed} })
+	pool.Close()
+	before := connects.Load()
+	_, err := s.Run(t.Context(), scheduler.RunFilter{})
+	require.ErrorContains(t, err, "claim jobs: take a lease: closed pool")
+	require.Equal(t, before, connects.Load())
+}
