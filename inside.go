@@ -169,6 +169,9 @@ func (in inside) RunNext(ctx context.Context) (id string, err error) {
 	if _, err := s.rescue(ctx); err != nil {
 		return "", err
 	}
+	if _, err := s.fireRecurring(ctx); err != nil {
+		return "", err
+	}
 	declared := make([]string, 0, len(s.queues))
 	for name := range s.queues {
 		declared = append(declared, string(name))

@@ -326,3 +326,20 @@ func TestDrainOfDependants(t *testing.T) {
 	}
 	require.Equal(t, []string{ids[2], ids[1], ids[0]}, order)
 }
+
+// Slots that have come are fired as a run does that.
+func TestDrainOfRecurringJobs(t *testing.T) {
+	t.Parallel()
+	s := schedulertest.New(t, newPool(t), scheduler.Config{
+		JobNames:  scheduler.JobNames{"a": succeed},
+		Recurring: []scheduler.RecurringJob{{Name: "daily", Schedule: "@daily", Job: "a"}},
+	})
+	require.Empty(t, schedulertest.Drain(t, s))
+	for range 2 {
+		schedulertest.Advance(t, s, 24*time.Hour)
+		jobs := schedulertest.Drain(t, s)
+		require.Len(t, jobs, 1)
+		require.Equal(t, scheduler.JobStatusSucceeded, jobs[0].Status)
+		require.False(t, jobs[0].Slot().IsZero())
+	}
+}
