@@ -2,9 +2,11 @@ package scheduler_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/relay-club/scheduler"
@@ -57,6 +59,28 @@ func TestTenThousandDependencies(t *testing.T) {
 	mustCancel(t, p.Scheduler, ids[n])
 	require.Less(t, p.blocks(t, "cancel_job("), n*each, "call many off")
 	require.Equal(t, n+1, mustQuery[int](t, p.aside, "SELECT count(*) FROM scheduler.jobs WHERE status = 'cancelled'"))
+}
+
+// A rescue looks for what it takes back in another way than for those that run after
+// it. Neither is found by reading all jobs.
+func TestRescueOfParentsReadsLittle(t *testing.T) {
+	t.Parallel()
+	a := newAfterTest(t, nil)
+	mustExec(t, a.pool, fmt.Sprintf("ALTER TABLE %[1]s.jobs SET (autovacuum_enabled = false); ALTER TABLE %[1]s.job_dependencies SET (autovacuum_enabled = false)", a.schema),
+		pgx.QueryExecModeSimpleProtocol)
+	mustExec(t, a.pool, fmt.Sprintf(`INSERT INTO %[1]s.jobs (id, name, status, finished_at, lane)
+		SELECT gen_random_uuid(), 'a', 'succeeded', now(), NULL FROM generate_series(1, 30000)`, a.schema))
+	mustExec(t, a.pool, fmt.Sprintf(`INSERT INTO %[1]s.job_dependencies (child, parent, after_any, outcome)
+		SELECT gen_random_uuid(), gen_random_uuid(), false, 'succeeded' FROM generate_series(1, 30000)`, a.schema))
+	parent := mustCreate(t, a.Scheduler, "a", scheduler.JobData{MaxAttempts: 1}).ID
+	child := mustCreate(t, a.Scheduler, "a", after(parent)).ID
+	const lost = "ffffffff-0000-0000-0000-000000000000"
+	mustExec(t, a.pool, "INSERT INTO "+a.schema+".leases (id, holder, expires_at) VALUES ($1::text::uuid, '', now())", lost)
+	mustExec(t, a.pool, "UPDATE "+a.schema+".jobs SET status = 'running', attempt = 1, claims = 1, lease_id = $1::text::uuid WHERE id = $2::text::uuid", lost, parent)
+	var plans []struct{ Plan planNode }
+	require.NoError(t, json.Unmarshal([]byte(mustQuery[string](t, a.pool, "EXPLAIN (ANALYZE, BUFFERS, FORMAT json) SELECT FROM "+a.schema+".rescue()")), &plans))
+	require.Less(t, plans[0].Plan.Hit+plans[0].Plan.Read, 1000)
+	a.requireCalledOff(t, child, parent+", which is dead")
 }
 
 // blocks is how many blocks the statements read that were sent since forget, of

@@ -209,9 +209,13 @@ BEGIN
                 || 'lease lost: the process that ran this attempt ended or could not renew its lease')
         WHERE j.id = ANY (v_jobs)
         RETURNING j.*;
+    -- What these do is found by index scans, and the session keeps the plans for
+    -- the other callers that they have.
+    PERFORM set_config('enable_indexscan', 'on', true);
     PERFORM {{schema}}.release_dependants(ARRAY(
         SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_jobs) AND j.awaited AND j.finished_at IS NOT NULL));
     PERFORM {{schema}}.tell_dead(v_jobs) WHERE EXISTS (SELECT FROM {{schema}}.queues q WHERE q.on_dead <> '');
+    PERFORM set_config('enable_indexscan', 'off', true);
     -- The lease of a job that is locked just now stays for the next time.
     DELETE FROM {{schema}}.leases l WHERE l.id = ANY (v_lost) AND NOT EXISTS (
         SELECT FROM {{schema}}.jobs j WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = l.id);
