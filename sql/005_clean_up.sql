@@ -69,8 +69,10 @@ BEGIN
         WHERE j.id = ANY (v_ids) AND j.finished_at <= now() - CASE j.status WHEN 'dead' THEN keep_dead ELSE keep END
         ORDER BY j.id FOR UPDATE SKIP LOCKED);
     -- Only with that lock is it seen whether a job has been created after one since.
-    v_ids := ARRAY(
-        SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) AND (j.awaited IS NULL OR NOT {{schema}}.is_read(j.id)));
+    IF v_ids <> '{}' THEN
+        v_ids := ARRAY(
+            SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) AND (j.awaited IS NULL OR NOT {{schema}}.is_read(j.id)));
+    END IF;
     v_deleted := cardinality({{schema}}.delete_jobs(v_ids));
     -- As jobs go, their keys, progress and dependencies are come to in time.
     PERFORM {{schema}}.clean_up_keys(least(10 * batch, c_look));
