@@ -106,6 +106,31 @@ func TestOpenCreationsHoldUpNoOtherEnd(t *testing.T) {
 	require.ElementsMatch(t, children, a.runAll(t))
 }
 
+// What waits for a lost job may be locked by a transaction that creates a job after
+// it. Such a lost job is left for the next rescue, and the others are not.
+func TestRescueWaitsForNoOpenCreation(t *testing.T) {
+	t.Parallel()
+	a := newAfterTest(t, nil)
+	lost := mustCreateMany(t, a.Scheduler, 2, "a", scheduler.JobData{MaxAttempts: 1})
+	child := mustCreate(t, a.Scheduler, "a", after(lost[0])).ID
+	mustExec(t, a.pool, "INSERT INTO "+a.schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), '', now())")
+	mustExec(t, a.pool, fmt.Sprintf(`UPDATE %[1]s.jobs SET status = 'running', attempt = 1, claims = 1, lease_id = (SELECT id FROM %[1]s.leases)
+		WHERE id = ANY ($1::text[]::uuid[])`, a.schema), lost)
+	tx, err := a.pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	grandchild, err := a.CreateJobTx(t.Context(), tx, "a", after(child))
+	require.NoError(t, err)
+	mustRun(t, a.Scheduler, scheduler.RunFilter{})
+	require.Equal(t, scheduler.JobStatusRunning, mustGet(t, a.Scheduler, lost[0]).Status)
+	require.Equal(t, scheduler.JobStatusDead, mustGet(t, a.Scheduler, lost[1]).Status)
+	require.NoError(t, tx.Commit(t.Context()))
+	mustRun(t, a.Scheduler, scheduler.RunFilter{})
+	require.Equal(t, scheduler.JobStatusDead, mustGet(t, a.Scheduler, lost[0]).Status)
+	a.requireCalledOff(t, child, lost[0]+", which is dead")
+	a.requireCalledOff(t, grandchild.ID, child+", which was cancelled")
+}
+
 // A handler's transaction with an older snapshot can't finish its job past one that
 // was created after it since.
 func TestCreationAfterTheSnapshotOfAParent(t *testing.T) {

@@ -198,6 +198,11 @@ BEGIN
         SELECT r.id FROM {{schema}}.jobs r
         WHERE r.lane IS NOT NULL AND r.status = 'running' AND r.lease_id = ANY (v_lost)
         ORDER BY r.id::text FOR UPDATE SKIP LOCKED); -- the order of ids, in which no index could be walked through
+    -- What runs after these is found by index scans, and the session keeps the plans
+    -- for the other callers that those functions have.
+    PERFORM set_config('enable_indexscan', 'on', true);
+    v_jobs := {{schema}}.lock_dependants(v_jobs, ARRAY(
+        SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_jobs) AND (j.cancelling OR j.attempt >= j.max_attempts)));
     RETURN QUERY
         UPDATE {{schema}}.jobs j
         SET status = CASE WHEN j.cancelling THEN 'cancelled' WHEN j.attempt < j.max_attempts THEN 'pending' ELSE 'dead' END,
@@ -209,9 +214,6 @@ BEGIN
                 || 'lease lost: the process that ran this attempt ended or could not renew its lease')
         WHERE j.id = ANY (v_jobs)
         RETURNING j.*;
-    -- What these do is found by index scans, and the session keeps the plans for
-    -- the other callers that they have.
-    PERFORM set_config('enable_indexscan', 'on', true);
     PERFORM {{schema}}.release_dependants(ARRAY(
         SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_jobs) AND j.awaited AND j.finished_at IS NOT NULL));
     PERFORM {{schema}}.tell_dead(v_jobs) WHERE EXISTS (SELECT FROM {{schema}}.queues q WHERE q.on_dead <> '');

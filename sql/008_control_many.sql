@@ -113,7 +113,8 @@ BEGIN
         EXECUTE 'SELECT ARRAY(SELECT j.id FROM unnest($1) AS j (id) WHERE true ' || {{schema}}.unreferenced() || ')' INTO v_ids USING v_ids;
     END IF;
     IF lock_open.action IN ('cancel', 'delete') THEN
-        v_ids := {{schema}}.lock_dependants(v_ids);
+        v_ids := {{schema}}.lock_dependants(v_ids, ARRAY(
+            SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_ids) AND j.finished_at IS NULL AND j.lease_id IS NULL));
     END IF;
     RETURN v_ids;
 END

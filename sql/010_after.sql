@@ -135,19 +135,21 @@ BEGIN
 END
 $$;
 
--- Locks those who wait for jobs that are to be cancelled or deleted, and are locked
--- themselves, so that release_dependants waits for nobody. Returns the jobs without
--- those that a job waits for which somebody else has locked.
-CREATE FUNCTION {{schema}}.lock_dependants(ids uuid[]) RETURNS uuid[]
+-- Locks those who wait for the ones of these jobs that are to be ended, and are
+-- locked themselves, so that release_dependants waits for nobody. Returns the jobs
+-- without those that a job waits for which somebody else has locked.
+CREATE FUNCTION {{schema}}.lock_dependants(ids uuid[], ended uuid[]) RETURNS uuid[]
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
-    v_awaited uuid[] := ARRAY(
-        SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (lock_dependants.ids) AND j.awaited AND j.finished_at IS NULL AND j.lease_id IS NULL);
+    v_awaited uuid[] := '{}';
     v_found   uuid[];
     v_locked  uuid[] := '{}';
     v_busy    uuid[] := '{}';
 BEGIN
+    IF lock_dependants.ended <> '{}' THEN
+        v_awaited := ARRAY(SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (lock_dependants.ended) AND j.awaited);
+    END IF;
     IF v_awaited = '{}' THEN
         RETURN lock_dependants.ids;
     END IF;
