@@ -48,8 +48,8 @@ var (
 // operations are what the library does often. The bounds of rows are about twice
 // what was measured, because that depends on how many jobs are recorded at once.
 // Those of blocks are a multiple, because entries of jobs that were there before
-// are passed over until nobody may see them any more, on a busy machine more of
-// them; and no more than a walk through the 30,000 pending jobs in an index.
+// are passed over until a vacuum, on a busy machine more of them; and no more than
+// a walk through the 30,000 pending jobs in an index.
 var operations = []struct {
 	title   string
 	do      func(p *planTest, t *testing.T)
@@ -141,6 +141,12 @@ func TestPlansFindJobsByTheirIndexes(t *testing.T) {
 		for _, op := range operations {
 			t.Run(title+"/"+op.title, func(t *testing.T) {
 				p.forget() // what one that failed has left
+				blocks := op.blocks
+				if analyzed {
+					mustExec(t, p.aside, "VACUUM (INDEX_CLEANUP ON) scheduler.jobs")
+				} else {
+					blocks *= 2 // a vacuum would count the rows
+				}
 				op.do(p, t)
 				c := planCheck{title: op.title, indexes: op.indexes}
 				for _, text := range p.record(t, op.asks) {
@@ -148,7 +154,7 @@ func TestPlansFindJobsByTheirIndexes(t *testing.T) {
 				}
 				require.Equal(t, op.blocks > 0, c.texts != "", "whether jobs are looked for to %s", op.title)
 				require.LessOrEqual(t, c.rows, op.rows, "rows of jobs that are read to %s:\n%s", op.title, c.texts)
-				require.LessOrEqual(t, c.blocks, op.blocks, "blocks that a statement reads to %s:\n%s", op.title, c.texts)
+				require.LessOrEqual(t, c.blocks, blocks, "blocks that a statement reads to %s:\n%s", op.title, c.texts)
 			})
 		}
 	}
