@@ -18,18 +18,27 @@ var limitedOperations = []struct {
 	asks         string
 	rows, blocks int
 }{
-	{"run ten jobs of few at once", func(p *planTest, t *testing.T) { p.runLimited(t, "at-once") }, "claim(", 300, 250},
-	{"run ten jobs of different keys", func(p *planTest, t *testing.T) { p.runLimited(t, "of-a-key") }, "claim(", 600, 250},
-	{"run ten jobs in rounds", func(p *planTest, t *testing.T) { p.runLimited(t, "in-rounds") }, "claim(", 600, 250},
-	{"run ten jobs at a rate", func(p *planTest, t *testing.T) { p.runLimited(t, "rated") }, "claim(", 1000, 1600},
+	{"run ten jobs of few at once", (*planTest).runAtOnce, "claim(", 300, 250},
+	{"run ten jobs of different keys", (*planTest).runOfAKey, "claim(", 600, 250},
+	{"run ten jobs in rounds", (*planTest).runInRounds, "claim(", 600, 250},
+	{"run ten jobs at a rate", (*planTest).runRated, "claim(", 1000, 1600},
 	{"create a job in a queue with a bound", (*planTest).createBounded, "room_to_create(", 20, 80},
 }
 
+// planLimits are those queues.
 var planLimits = queueConfigs{
 	"at-once": {MaxConcurrency: 20}, "of-a-key": {MaxConcurrencyPerKey: 1}, "in-rounds": {KeyRound: 2},
 	"rated":   {Rate: scheduler.Rate{Limit: 1000, Per: time.Hour}, RatePerKey: scheduler.Rate{Limit: 2, Per: time.Hour}},
 	"bounded": {MaxPending: 10},
 }
+
+func (p *planTest) runAtOnce(t *testing.T) { p.runLimited(t, "at-once") }
+
+func (p *planTest) runOfAKey(t *testing.T) { p.runLimited(t, "of-a-key") }
+
+func (p *planTest) runInRounds(t *testing.T) { p.runLimited(t, "in-rounds") }
+
+func (p *planTest) runRated(t *testing.T) { p.runLimited(t, "rated") }
 
 func (p *planTest) runLimited(t *testing.T, queue scheduler.JobQueue) {
 	report := mustRun(t, p.Scheduler, scheduler.RunFilter{Queue: queue, Limit: 10})
