@@ -97,10 +97,11 @@ type QueueConfig struct {
 	// MaxPending is how many jobs of the queue may be pending for another one to
 	// be created, 1 to 1,000,000; one more is refused with ErrQueueFull. Each
 	// creation counts them, one after another: CreateJobTx holds up others in
-	// this queue until its transaction ends. Jobs that become pending again, and
-	// those that OnDead makes, are never refused. One that waits for others (see
-	// JobData.After) is counted from when it waits no longer. Every process that
-	// creates jobs in the queue must say the same. Defaults to no bound.
+	// this queue until its transaction ends. Jobs that become pending again, those
+	// that OnDead makes, and recurring ones are never refused. One that waits for
+	// others (see JobData.After) is counted from when it waits no longer. Every
+	// process that creates jobs in the queue must say the same. Defaults to no
+	// bound.
 	MaxPending int
 }
 

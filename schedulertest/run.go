@@ -29,8 +29,8 @@ func RunJob(tb testing.TB, s *scheduler.Scheduler, id string) *scheduler.Job {
 // that the handlers create meanwhile, and returns each as it was after its
 // attempt, in their order: a job that is tried again at once is there again. Of
 // all queues, the one goes first whose next job has been due for longest. Jobs
-// that wait for a backoff or for their time are left: see Advance. It fails the
-// test after 10,000 attempts.
+// that wait for a backoff or for their time are left: see Advance. Recurring jobs
+// whose slots have come are fired first. It fails the test after 10,000 attempts.
 func Drain(tb testing.TB, s *scheduler.Scheduler) []*scheduler.Job {
 	tb.Helper()
 	return drain(tb, s, mostDrained)
