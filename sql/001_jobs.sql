@@ -70,7 +70,10 @@ CREATE TABLE {{schema}}.jobs (
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 1000,
     autovacuum_analyze_scale_factor = 0.02,
-    autovacuum_vacuum_insert_scale_factor = 0.05
+    autovacuum_vacuum_insert_scale_factor = 0.05,
+    -- Where few of the rows are dead, a vacuum leaves the indexes as they are: with
+    -- many finished rows, each look for what is due would pass what was drained.
+    vacuum_index_cleanup = on
 );
 
 -- Only what is not finished is in here, so finished rows cost a claim nothing.
