@@ -32,6 +32,17 @@ test-matrix: ## run the library's tests on PostgreSQL 14 to 18 and through pgbou
 	@scripts/install-postgres.sh test
 	@scripts/test-matrix.sh
 
+FUZZTIME = 2m
+
+.PHONY: fuzz
+fuzz: ## fuzz every parser of outside input, each for $(FUZZTIME)
+	@scripts/install-postgres.sh server
+	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: vulncheck
+vulncheck: ## look for known vulnerabilities; where their database can't be reached, say so
+	@scripts/vulncheck.sh $(NESTED)
+
 .PHONY: bench
 bench: ## measure the library beside others on a throw-away Postgres, for some minutes
 	@scripts/install-postgres.sh server

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -98,9 +99,14 @@ func (s *Scheduler) base() string { return strings.TrimSuffix(s.config.BasePath,
 func (s *Scheduler) isRun(r *http.Request) bool { return r.URL.Path == s.base()+"/run" }
 
 // hasToken compares digests, of equal length whatever was sent, with every
-// token, so that the time it takes tells nothing about them.
+// token, so that the time it takes tells nothing about them. Of two headers,
+// what stands before the service might have looked at the other one.
 func hasToken(r *http.Request, tokens [][sha256.Size]byte) bool {
-	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	headers := r.Header.Values("Authorization")
+	if len(headers) != 1 {
+		return false
+	}
+	scheme, token, _ := strings.Cut(headers[0], " ")
 	if !strings.EqualFold(scheme, "Bearer") {
 		return false
 	}
@@ -167,6 +173,8 @@ func (s *Scheduler) runParameters(r *http.Request) (filter RunFilter, wait time.
 	for name, all := range values {
 		value := all[0]
 		switch {
+		case !slices.Contains([]string{"queue", "status", "limit", "wait"}, name):
+			return filter, 0, badInput("query", "unknown parameter %s: expected queue, status, limit or wait", shown(name))
 		case len(all) > 1:
 			return filter, 0, badInput(name, "expected once, got %d times", len(all))
 		case name == "queue":
@@ -181,8 +189,6 @@ func (s *Scheduler) runParameters(r *http.Request) (filter RunFilter, wait time.
 			if wait, err = time.ParseDuration(value); err != nil || wait < 0 || wait > mostWait {
 				return filter, 0, badInput(name, "%s: expected a time such as 2s or 500ms, at most 5m", shown(value))
 			}
-		case name != "limit" && name != "wait":
-			return filter, 0, badInput("query", "unknown parameter %s: expected queue, status, limit or wait", shown(name))
 		}
 	}
 	return filter, wait, nil
