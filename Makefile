@@ -35,7 +35,7 @@ test-matrix: ## run the library's tests on PostgreSQL 14 to 18 and through pgbou
 FUZZTIME = 2m
 
 .PHONY: fuzz
-fuzz: ## fuzz every parser of outside input, each for $(FUZZTIME)
+fuzz: ## run every fuzz target, each for $(FUZZTIME)
 	@scripts/install-postgres.sh server
 	@scripts/fuzz.sh $(FUZZTIME)
 
