@@ -26,7 +26,7 @@ type side struct {
 
 func (c *chaos) sides() []side {
 	return []side{
-		{processFaults(), time.Second}, {c.databaseFaults(), 6 * time.Second}, {networkFaults(), 4 * time.Second}, {sessionFaults(), 4 * time.Second},
+		{c.processFaults(), time.Second}, {c.databaseFaults(), 6 * time.Second}, {networkFaults(), 4 * time.Second}, {sessionFaults(), 4 * time.Second},
 		{clientFaults(), time.Second}, {handlerFaults(), time.Second},
 	}
 }

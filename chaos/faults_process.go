@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"syscall"
 	"time"
 
@@ -12,14 +11,18 @@ import (
 )
 
 // processFaults are those of services.
-func processFaults() []fault {
-	return []fault{
+func (c *chaos) processFaults() []fault {
+	faults := []fault{
 		{"service killed (SIGKILL)", kill},
 		{"service stopped for longer than its lease (SIGSTOP, SIGCONT)", zombie},
 		{"service shut down at work", shutDown},
 		{"rolling deploy of all services", deploy},
 		{"pool of a service exhausted", exhausted},
 	}
+	if c.fleet.clocks {
+		faults = append(faults, fault{"clock of a service an hour ahead", clockMoved(time.Hour)}, fault{"clock of a service an hour behind", clockMoved(-time.Hour)})
+	}
+	return faults
 }
 
 var errNobody = errors.New("no service is free")
@@ -33,10 +36,9 @@ func kill(ctx context.Context, c *chaos) error {
 	return c.fleet.replace(ctx, p)
 }
 
-// replace starts a service in place of one that is gone. The fault was injected
-// even where that takes several attempts.
+// replace starts a service in place of one that is gone, however long it takes.
 func (f *fleet) replace(ctx context.Context, p *process) error {
-	_, err := f.start(ctx, p.resident, os.Args[0])
+	_, err := f.start(context.WithoutCancel(ctx), p.resident)
 	return err
 }
 

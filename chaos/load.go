@@ -31,6 +31,9 @@ type load struct {
 
 	acknowledged, unknown atomic.Int64
 	begun                 time.Time
+
+	mu         sync.Mutex
+	rolledBack []string // jobs whose transaction was
 }
 
 const (
@@ -173,9 +176,13 @@ func (l *load) oneOfManyWays(data scheduler.JobData, next func() task) func(ctx 
 				}
 				return err
 			})
-			if !errors.Is(err, errRollback) {
-				l.acknowledge(err, ids(job)...)
+			if errors.Is(err, errRollback) {
+				l.mu.Lock()
+				l.rolledBack = append(l.rolledBack, ids(job)...)
+				l.mu.Unlock()
+				return
 			}
+			l.acknowledge(err, ids(job)...)
 		default:
 			job, err := l.jobs.CreateJob(ctx, jobName, data)
 			l.acknowledge(err, ids(job)...)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -20,13 +21,17 @@ import (
 	"github.com/relay-club/scheduler/internal/history"
 )
 
+// clocksFrom is how long a run has to be for clocks to be moved too: to build
+// what can do that takes longer than the others.
+const clocksFrom = 5 * time.Minute
+
 func main() {
 	if number, ok := os.LookupEnv(serviceEnv); ok {
 		exitOn(serve(number))
 		return
 	}
 	duration := flag.Duration("for", 10*time.Minute, "inject faults for this `time`")
-	rate := flag.Int("rate", 340, "create this `number` of jobs a second")
+	rate := flag.Int("rate", 400, "create this `number` of jobs a second")
 	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "choose faults by this `number`; when they happen is left to chance")
 	keep := flag.Bool("keep", false, "keep the history and the log of the services")
 	verbose := flag.Bool("v", false, "print each fault when it is over")
@@ -57,7 +62,7 @@ func run(ctx context.Context, duration time.Duration, rate int, seed uint64, kee
 	} else {
 		defer func() { _ = os.RemoveAll(directory) }()
 	}
-	c, stop, err := start(ctx, directory, rate)
+	c, stop, err := start(ctx, directory, rate, duration >= clocksFrom)
 	if err != nil {
 		return 0, err
 	}
@@ -81,11 +86,11 @@ func run(ctx context.Context, duration time.Duration, rate int, seed uint64, kee
 }
 
 // start starts everything.
-func start(ctx context.Context, directory string, rate int) (_ *chaos, stop func() error, err error) {
+func start(ctx context.Context, directory string, rate int, movable bool) (_ *chaos, _ func() error, err error) {
 	var undo []func() error
-	stop = func() (err error) {
-		for i := len(undo) - 1; i >= 0; i-- {
-			err = errors.Join(err, undo[i]())
+	stop := func() (err error) {
+		for _, f := range slices.Backward(undo) {
+			err = errors.Join(err, f())
 		}
 		return err
 	}
@@ -113,11 +118,17 @@ func start(ctx context.Context, directory string, rate int) (_ *chaos, stop func
 	}
 	undo = append(undo, stderr.Close)
 	c.fleet = &fleet{
-		url: c.db.serviceURL(c.proxy.Listen), logPath: filepath.Join(directory, "history"), stderr: stderr, log: log, all: map[*process]bool{},
+		program: os.Args[0], url: c.db.serviceURL(c.proxy.Listen), logPath: filepath.Join(directory, "history"), stderr: stderr, log: log, all: map[*process]bool{},
+	}
+	if movable {
+		if c.fleet.program, err = buildService(ctx, directory); err != nil {
+			return nil, nil, err
+		}
+		c.fleet.clocks = true
 	}
 	undo = append(undo, func() error { c.fleet.stopAll(); return nil })
 	for i := range fleetSize {
-		if _, err := c.fleet.start(ctx, i > 0, os.Args[0]); err != nil {
+		if _, err := c.fleet.start(ctx, i > 0); err != nil {
 			return nil, nil, err
 		}
 	}

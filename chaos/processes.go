@@ -32,6 +32,8 @@ type process struct {
 // itself.
 type fleet struct {
 	url, logPath string
+	program      string
+	clocks       bool // the program's clock can be moved
 	stderr       io.Writer
 	log          *history.Log
 
@@ -44,17 +46,16 @@ type fleet struct {
 const fleetSize = 3
 
 // start starts a service and returns when it takes requests.
-func (f *fleet) start(ctx context.Context, resident bool, program string, env ...string) (*process, error) {
+func (f *fleet) start(ctx context.Context, resident bool) (*process, error) {
 	f.mu.Lock()
 	f.started++
 	p := &process{number: f.started, resident: resident, gone: make(chan struct{})}
 	f.mu.Unlock()
-	p.cmd = exec.Command(program)
+	p.cmd = exec.Command(f.program)
 	p.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", serviceEnv, p.number), "DATABASE_URL="+f.url, "CHAOS_LOG="+f.logPath)
 	if resident {
 		p.cmd.Env = append(p.cmd.Env, "CHAOS_RESIDENT=yes")
 	}
-	p.cmd.Env = append(p.cmd.Env, env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p.cmd.Stderr = f.stderr
 	stdout, err := p.cmd.StdoutPipe()

@@ -97,6 +97,7 @@ func serve(number string) error {
 	mux.Handle("/api/jobs", s.Handler())
 	mux.Handle("/api/jobs/", s.Handler())
 	mux.HandleFunc("POST /exhaust", func(_ http.ResponseWriter, r *http.Request) { exhaust(r.Context(), pool) })
+	mux.HandleFunc("POST /clock", serveClock)
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()

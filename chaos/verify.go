@@ -48,11 +48,11 @@ func (c *chaos) verify(ctx context.Context, stuck int, first, last time.Time) (a
 	if err != nil {
 		return nil, 0, err
 	}
-	lost, err := c.lost(ctx, h)
+	statuses, err := c.statuses(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
-	all = append(all, count("lost", lost))
+	all = append(all, count("lost", lostJobs(h, statuses)), count("there though rolled back", c.load.there(h, statuses)))
 	for _, harm := range harms {
 		var faults []string
 		for _, check := range harm.checks {
@@ -90,21 +90,24 @@ func forgetUnknown(events []history.Event) []history.Event {
 	return events
 }
 
-// lost finds jobs that were acknowledged and are not there or not finished, and
-// those that have succeeded without a handler that did.
-func (c *chaos) lost(ctx context.Context, h *history.History) (faults []string, err error) {
+// statuses are those in the table, by job.
+func (c *chaos) statuses(ctx context.Context) (map[string]string, error) {
 	rows, err := c.db.admin.Query(ctx, "SELECT id::text, status FROM scheduler.jobs")
 	if err != nil {
 		return nil, err
 	}
 	statuses := map[string]string{}
 	var id, status string
-	if _, err := pgx.ForEachRow(rows, []any{&id, &status}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id, &status}, func() error {
 		statuses[id] = status
 		return nil
-	}); err != nil {
-		return nil, err
-	}
+	})
+	return statuses, err
+}
+
+// lostJobs finds jobs that were acknowledged and are not there or not finished,
+// and those that have succeeded without a handler that did.
+func lostJobs(h *history.History, statuses map[string]string) (faults []string) {
 	for _, job := range h.Created() {
 		switch status := statuses[job]; status {
 		case "succeeded":
@@ -116,7 +119,17 @@ func (c *chaos) lost(ctx context.Context, h *history.History) (faults []string, 
 			faults = append(faults, fmt.Sprintf("job %s has status %q", job, status))
 		}
 	}
-	return faults, nil
+	return faults
+}
+
+// there finds jobs whose creation was rolled back and that exist all the same.
+func (l *load) there(h *history.History, statuses map[string]string) (faults []string) {
+	for _, job := range l.rolledBack {
+		if statuses[job] != "" || h.Jobs[job] != nil {
+			faults = append(faults, fmt.Sprintf("job %s has status %q and %d attempts", job, statuses[job], len(h.Jobs[job])))
+		}
+	}
+	return faults
 }
 
 // print writes the tables.
