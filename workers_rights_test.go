@@ -81,14 +81,24 @@ func TestNothingIsForOthers(t *testing.T) {
 	require.Empty(t, mustQuery[string](t, admin, openedSQL, others))
 	require.NotEmpty(t, mustQuery[string](t, admin, openedSQL, []string{"app"}), "the query finds what there is")
 
-	for _, statement := range []string{
-		"SELECT create_job('a')", "SELECT create_queue_worker('a', 'http://a', 't', '* * * * *')", "SELECT remove_queue_worker('a')",
-		"TABLE scheduler.jobs", "TABLE scheduler.workers", "SELECT scheduler.run_worker('a')",
-		"SELECT create_recurring_job('a', '@daily', 'a')", "SELECT remove_recurring_job('a')", "TABLE scheduler.recurring_jobs",
-		"TABLE scheduler.recurring", "SELECT scheduler.fire_recurring_jobs()",
-	} {
-		_, err := dial(t, asRole(t, cluster.URL("postgres"), "anon")).Exec(t.Context(), statement)
-		requirePgError(t, err, "42501")
+	// A role may be the current one by itself, by another one that is a member of
+	// it, as PostgREST's is, and by a superuser.
+	mustExec(t, admin, "CREATE ROLE authenticator LOGIN NOINHERIT; GRANT anon, authenticated, service_role TO authenticator", pgx.QueryExecModeSimpleProtocol)
+	sessions := map[string]*pgx.Conn{"anon": dial(t, asRole(t, cluster.URL("postgres"), "anon"))}
+	for _, role := range others {
+		through := dial(t, asRole(t, cluster.URL("postgres"), "authenticator"))
+		if role == "plain" {
+			through = dial(t, cluster.URL("postgres"))
+		}
+		mustExec(t, through, "SET ROLE "+role)
+		sessions["SET ROLE "+role] = through
+	}
+	for _, schema := range []string{"scheduler", "scheduler_before"} {
+		requireNothingFor(t, admin, schema, sessions)
+		// Nor would it be for them if they came into the schema.
+		mustExec(t, admin, "GRANT USAGE ON SCHEMA "+schema+" TO anon, authenticated, service_role, plain")
+		requireNothingFor(t, admin, schema, sessions)
+		mustExec(t, admin, "REVOKE USAGE ON SCHEMA "+schema+" FROM anon, authenticated, service_role, plain")
 	}
 
 	// What Supabase's linter looks at.
