@@ -166,6 +166,49 @@ func testLateWrite(t *testing.T, cut string, late error) {
 	require.JSONEq(t, `"in time"`, string(mustGet(t, second, id).Result))
 }
 
+// What a rescue has made of a job is no end that the late attempt has recorded,
+// even if it comes to the same.
+func TestALateEndThatIsThatOfTheRescue(t *testing.T) {
+	t.Parallel()
+	for rescued, late := range map[scheduler.JobStatus]error{
+		scheduler.JobStatusDead: errors.New("late"), scheduler.JobStatusPending: scheduler.Snooze(time.Hour),
+	} {
+		t.Run(string(rescued), func(t *testing.T) {
+			t.Parallel()
+			pool := newPool(t)
+			var schema string
+			started, release := make(chan struct{}), make(chan struct{})
+			first := newScheduler(t, func(c *scheduler.Config) {
+				schema = c.Schema
+				c.JobNames = scheduler.JobNames{"a": func(context.Context, *scheduler.Job) (any, error) {
+					close(started)
+					<-release
+					return nil, late
+				}}
+			})
+			second := newScheduler(t, func(c *scheduler.Config) { c.Schema = schema })
+			attempts := 2
+			if rescued == scheduler.JobStatusDead {
+				attempts = 1
+			}
+			id := mustCreate(t, first, "a", scheduler.JobData{MaxAttempts: attempts}).ID
+			run := goRun(t.Context(), first, scheduler.RunFilter{})
+			await(t, started)
+			mustExec(t, pool, "UPDATE "+schema+".leases SET expires_at = now() - interval '1 second'")
+			mustRun(t, second, scheduler.RunFilter{Queue: scheduler.JobQueueBlocking})
+			job := mustGet(t, second, id)
+			require.Equal(t, rescued, job.Status)
+
+			close(release)
+			r := await(t, run)
+			require.NoError(t, r.err)
+			require.Equal(t, 1, r.report.Lost)
+			require.Zero(t, r.report.Dead+r.report.Snoozed)
+			require.Equal(t, job, mustGet(t, second, id))
+		})
+	}
+}
+
 // A process that can't reach its lease gives it up before anybody else may take
 // its jobs, by the database's clock, which here is this machine's too.
 func TestALeaseIsGivenUpBeforeOthersMayTakeTheJobs(t *testing.T) {

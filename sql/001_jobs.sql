@@ -37,7 +37,7 @@ CREATE TABLE {{schema}}.jobs (
     finished_at  timestamptz,
     timeout_ms   {{schema}}.job_timeout,                     -- NULL: what the queue says
     lease_id     uuid,                                       -- the process that runs it; a row of leases
-    claims       integer                 NOT NULL DEFAULT 0, -- how often it was ever claimed; never goes back: the fence
+    claims       integer                 NOT NULL DEFAULT 0, -- how often it was ever claimed and rescued; never goes back: the fence
     attempt      {{schema}}.job_attempt  NOT NULL DEFAULT 0, -- counted at claim; a snooze or a shutdown gives it back
     max_attempts {{schema}}.job_attempts NOT NULL DEFAULT 10,
     lane         {{schema}}.job_lane     DEFAULT 0,          -- its place in the index of what is live, see jobs_live

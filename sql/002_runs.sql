@@ -209,6 +209,7 @@ BEGIN
             lane = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN 3 * j.priority END,
             finished_at = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN NULL ELSE now() END,
             slot = CASE WHEN j.slot = 2 AND j.cancelling IS NULL AND j.attempt < j.max_attempts THEN 0 END,
+            claims = j.claims + 1, -- or finish would take this for an end that the lost process has recorded
             lease_id = NULL, cancelling = NULL,
             errors = {{schema}}.with_error(j.errors, j.attempt, CASE WHEN j.cancelling THEN 'job cancelled: ' ELSE '' END
                 || 'lease lost: the process that ran this attempt ended or could not renew its lease')
