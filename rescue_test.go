@@ -1,0 +1,34 @@
+package scheduler_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/relay-club/scheduler"
+)
+
+// A rescue whose commit fails has sent its rows already. It is told of when it has
+// happened, and once.
+func TestARescueThatIsNotCommittedIsNotTold(t *testing.T) {
+	t.Parallel()
+	pool, told := newPool(t), newEvents()
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) { schema, c.Observer = c.Schema, told.tell })
+	id := mustCreate(t, s, "a", scheduler.JobData{MaxAttempts: 1}).ID
+	told.next(t, scheduler.EventCreated)
+	mustExec(t, pool, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), '', now())")
+	mustExec(t, pool, "UPDATE "+schema+".jobs SET status = 'running', attempt = 1, claims = 1, lease_id = (SELECT id FROM "+schema+".leases)")
+	mustExec(t, pool, "CREATE FUNCTION "+schema+".fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$")
+	mustExec(t, pool, "CREATE CONSTRAINT TRIGGER fail AFTER UPDATE ON "+schema+".jobs DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION "+schema+".fail()")
+	_, err := s.Run(t.Context(), scheduler.RunFilter{})
+	require.ErrorContains(t, err, "not now")
+	require.Equal(t, scheduler.JobStatusRunning, mustGet(t, s, id).Status)
+
+	mustExec(t, pool, "DROP TRIGGER fail ON "+schema+".jobs")
+	mustRun(t, s, scheduler.RunFilter{})
+	require.NoError(t, s.Shutdown(t.Context()))
+	told.next(t, scheduler.EventRescued)
+	told.next(t, scheduler.EventDead)
+	require.Empty(t, told)
+}
