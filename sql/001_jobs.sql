@@ -274,14 +274,12 @@ $$;
 
 -- Tells resident processes at commit that a job is due now (in which queue) or
 -- very soon (the empty string). A notification takes a lock that all committing
--- transactions share, so it is sent only when somebody listens, beside the
--- holder of a lease that knows already.
-CREATE FUNCTION {{schema}}.notify_created(queue text, run_at timestamptz, knows uuid DEFAULT NULL) RETURNS void
+-- transactions share, so it is sent only when somebody listens.
+CREATE FUNCTION {{schema}}.notify_created(queue text, run_at timestamptz) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 BEGIN
-    IF notify_created.run_at <= now() + interval '1 minute' AND EXISTS (
-        SELECT FROM {{schema}}.leases l
-        WHERE l.listening AND l.expires_at > now() AND l.id IS DISTINCT FROM notify_created.knows)
+    IF notify_created.run_at <= now() + interval '1 minute'
+        AND EXISTS (SELECT FROM {{schema}}.leases l WHERE l.listening AND l.expires_at > now())
     THEN
         PERFORM pg_catalog.pg_notify('{{schema_name}}_jobs',
             CASE WHEN notify_created.run_at <= now() THEN notify_created.queue ELSE '' END);

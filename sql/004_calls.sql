@@ -237,13 +237,3 @@ $$;
 -- Every worker and what came of its last run; never its token. age is how long
 -- ago that run began.
 CREATE VIEW {{schema}}.workers AS SELECT * FROM {{schema}}.list_workers();
-
--- Its rows are what the reader may see, not what the owner may. Older versions
--- have no such setting; there the rights alone keep others out.
-DO $$
-BEGIN
-    IF current_setting('server_version_num')::integer >= 150000 THEN
-        ALTER VIEW {{schema}}.workers SET (security_invoker = true);
-    END IF;
-END
-$$;

@@ -278,12 +278,3 @@ CREATE VIEW {{schema}}.recurring_jobs AS
     SELECT r.name, r.schedule, r.time_zone, r.job::text AS job, r.queue::text AS queue, r.missed,
         nullif(r.next_slot, 'infinity') AS next_slot, r.last_slot, r.last_job AS last_job_id
     FROM {{schema}}.recurring r;
-
--- As for the view workers.
-DO $$
-BEGIN
-    IF current_setting('server_version_num')::integer >= 150000 THEN
-        ALTER VIEW {{schema}}.recurring_jobs SET (security_invoker = true);
-    END IF;
-END
-$$;
