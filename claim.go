@@ -14,13 +14,17 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
+// claimedColumns are what scanClaimed reads.
+const claimedColumns = `id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims,
+    attributes, priority, coalesce(key, '')`
+
 const claimSQL = `
-SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority, coalesce(key, '')
+SELECT ` + claimedColumns + `
 FROM {{schema}}.claim($2::text, $4::bool, $5::bool, $3::text[], $1::text::uuid, $6::int, $7::timestamptz,
     $8::bigint::float8 * interval '1 microsecond')`
 
 const claimBlockingSQL = `
-SELECT id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority, coalesce(key, '')
+SELECT ` + claimedColumns + `
 FROM {{schema}}.claim_blocking($2::text, $4::bool, $3::text[], $1::text::uuid)`
 
 // claimTimeout bounds a claim. It has no other deadline: a claim that is cut
@@ -180,7 +184,7 @@ func (p *progress) forget() {
 	p.at = time.Time{}
 }
 
-// scanClaimed reads the columns of claimSQL, in the order of their starts.
+// scanClaimed reads claimed jobs, in the order of their starts.
 func scanClaimed(rows pgx.Rows, q *queue) ([]*Job, error) {
 	defer rows.Close()
 	var jobs []*Job

@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const completeSQL = `SELECT {{schema}}.complete($1::text::uuid, $2::int, $3::text), pg_catalog.pg_current_xact_id()::text`
@@ -59,9 +58,8 @@ func (s *Scheduler) completeTx(ctx context.Context, tx pgx.Tx, job *Job, result 
 	var recorded *bool
 	record := completed{result: text}
 	err = tx.QueryRow(ctx, s.sql(completeSQL), job.ID, a.job.claims, text).Scan(&recorded, &record.transaction)
-	var pg *pgconn.PgError
 	switch {
-	case errors.As(err, &pg) && pg.Code == lockNotAvailable:
+	case sqlState(err) == lockNotAvailable:
 		return badInput("job", "%s: completed in another transaction, which is still open: expected that to end first: %w", job.ID, err)
 	case err != nil:
 		return refusedByPostgres("result", err)
@@ -167,12 +165,7 @@ func (s *Scheduler) record(a *attempt, out *outcome) {
 			s.finisher.add(s, out)
 			return
 		}
-		s.finish([]*outcome{out}, false)
-		if out.dropped {
-			s.isCompleted(a, out) // the transaction has committed since
-		}
-		out.written = true
-		s.finisher.add(s, out)
+		s.finisher.writeAside(s, out, a)
 	}()
 }
 

@@ -112,7 +112,7 @@ func (f *finisher) write(s *Scheduler, writer int) {
 		batch = slices.DeleteFunc(batch, func(o *outcome) bool { return slices.Contains(held, o) })
 		for _, o := range held {
 			// The outcome keeps Shutdown waiting, and so does this.
-			go f.writeAside(s, o)
+			go f.writeAside(s, o, nil)
 		}
 		s.lease.forget(batch)
 		worked := 0
@@ -128,8 +128,12 @@ func (f *finisher) write(s *Scheduler, writer int) {
 }
 
 // writeAside records an outcome whose job somebody holds, lest it hold up others.
-func (f *finisher) writeAside(s *Scheduler, o *outcome) {
+// If that may be the transaction of its handler, completes is the attempt.
+func (f *finisher) writeAside(s *Scheduler, o *outcome, completes *attempt) {
 	s.finish([]*outcome{o}, false)
+	if o.dropped && completes != nil {
+		s.isCompleted(completes, o) // the transaction has committed since
+	}
 	o.written = true
 	f.add(s, o)
 }

@@ -195,7 +195,7 @@ UPDATE {{schema}}.jobs
 SET status = 'running', lease_id = $1::text::uuid, started_at = now(), attempt = attempt + 1, claims = claims + 1,
     slot = CASE slot WHEN 0 THEN 2 END
 WHERE id = $2::text::uuid AND status IN ('pending', 'failed') AND lane < 303 AND run_at <= now()
-RETURNING id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims, attributes, priority, coalesce(key, '')`
+RETURNING ` + claimedColumns
 
 const isPausedSQL = `
 SELECT now(), coalesce((SELECT q.paused FROM {{schema}}.queues q WHERE q.name = $1::text), a.paused) FROM {{schema}}.all_queues a`

@@ -83,18 +83,20 @@ func uniqueColumns(rows []newRow) []any {
 	return append(columnsOf(rows), keys, lasts, replaces, bounded)
 }
 
-const createUniqueSQL = `
-SELECT ` + jobColumns + `, duplicate, changed, coalesce(asked, ''), (extract(epoch FROM run_at - now()) * 1000000::numeric)::bigint,
-    ` + othersListen + `$17::text::uuid)
-FROM {{schema}}.create_unique($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
-    $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool, $15::text, $16::text) AS u, LATERAL (SELECT (u.job).*) AS j`
+const (
+	createUniqueSQL = foundSelect + `create_unique(` + uniqueTypes + `, $15::text, $16::text)` + foundFrom
+	createAfterSQL  = foundSelect + `create_after(` + uniqueTypes + `, $15::text, $16::text, $18::uuid[], $19::uuid[], $20::bool[])` + foundFrom
 
-const createAfterSQL = `
+	foundSelect = `
 SELECT ` + jobColumns + `, duplicate, changed, coalesce(asked, ''), (extract(epoch FROM run_at - now()) * 1000000::numeric)::bigint,
     ` + othersListen + `$17::text::uuid)
-FROM {{schema}}.create_after($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
-    $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool, $15::text, $16::text,
-    $18::uuid[], $19::uuid[], $20::bool[]) AS u, LATERAL (SELECT (u.job).*) AS j`
+FROM {{schema}}.`
+	foundFrom = ` AS u, LATERAL (SELECT (u.job).*) AS j`
+
+	// uniqueTypes are the parameters that uniqueColumns has.
+	uniqueTypes = `$1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
+    $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool`
+)
 
 // found is the job that there is after a creation which may find one.
 type found struct {
@@ -137,18 +139,16 @@ func (s *Scheduler) createUnique(ctx context.Context, row *newRow, from *keyedRe
 	return f, err
 }
 
-const createUniqueJobsSQL = `
-SELECT (job).id::text, (job).queue, now(), changed, (extract(epoch FROM (job).run_at - now()) * 1000000::numeric)::bigint,
-    ` + othersListen + `$15::text::uuid)
-FROM {{schema}}.create_unique($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
-    $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool) WITH ORDINALITY AS u (job, duplicate, changed, asked, place) ORDER BY place`
+const (
+	createUniqueJobsSQL = foundAllSelect + `create_unique(` + uniqueTypes + `)` + foundAllFrom
+	createJobsAfterSQL  = foundAllSelect + `create_after(` + uniqueTypes + `, NULL, NULL, $16::uuid[], $17::uuid[], $18::bool[])` + foundAllFrom
 
-const createJobsAfterSQL = `
+	foundAllSelect = `
 SELECT (job).id::text, (job).queue, now(), changed, (extract(epoch FROM (job).run_at - now()) * 1000000::numeric)::bigint,
     ` + othersListen + `$15::text::uuid)
-FROM {{schema}}.create_after($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[],
-    $8::text[], $9::int[], $10::text[], $11::text[], $12::bigint[], $13::bool[], $14::bool, NULL, NULL, $16::uuid[], $17::uuid[], $18::bool[])
-    WITH ORDINALITY AS u (job, duplicate, changed, asked, place) ORDER BY place`
+FROM {{schema}}.`
+	foundAllFrom = ` WITH ORDINALITY AS u (job, duplicate, changed, asked, place) ORDER BY place`
+)
 
 // insertUniqueJobs stores all jobs or none, tells of them, and returns the ids
 // of those there are in their places. at is when the new ones were created.

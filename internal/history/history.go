@@ -157,18 +157,23 @@ func AtMostOfAKey(n int, queue string) Check {
 func InOrder(queue string) Check {
 	return func(h *History) (faults []string) {
 		for _, attempts := range h.byKey(queue) {
-			last := &Attempt{Ended: -1, Outcome: Succeeded}
-			for _, a := range attempts {
-				again := a.Order == last.Order
-				next := a.Order == last.Order+1 && last.Outcome.isFinal() && last.Ended < a.Begun
-				if !again && !next {
-					faults = append(faults, fmt.Sprintf("out of order: %s\n  began after %s", a, last))
-				}
-				last = a
-			}
+			faults = append(faults, inOrder(attempts, func(a, last *Attempt) bool { return a.Order == last.Order+1 && last.Ended < a.Begun })...)
 		}
 		return faults
 	}
+}
+
+// inOrder finds attempts that neither are of the same job as the one before nor
+// may follow it, finished as that is.
+func inOrder(attempts []*Attempt, mayFollow func(a, last *Attempt) bool) (faults []string) {
+	last := &Attempt{Ended: -1, Outcome: Succeeded}
+	for _, a := range attempts {
+		if a.Order != last.Order && !(last.Outcome.isFinal() && mayFollow(a, last)) {
+			faults = append(faults, fmt.Sprintf("out of order: %s\n  began after %s", a, last))
+		}
+		last = a
+	}
+	return faults
 }
 
 // RateAtMost finds where more than n jobs of a queue started in a time.

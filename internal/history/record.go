@@ -67,17 +67,10 @@ func FinishedOnce(h *History) (faults []string) {
 func Ascending(queue string) Check {
 	return func(h *History) (faults []string) {
 		for _, attempts := range h.byKey(queue) {
-			last := &Attempt{Ended: -1, Outcome: Succeeded}
-			for _, a := range attempts {
-				if a.Order == 0 || a.Late {
-					continue
-				}
-				next := a.Order > last.Order && last.Outcome.isFinal() && (last.Ended < a.Begun || last.lostTo(a))
-				if a.Order != last.Order && !next {
-					faults = append(faults, fmt.Sprintf("out of order: %s\n  began after %s", a, last))
-				}
-				last = a
-			}
+			attempts = slices.DeleteFunc(attempts, func(a *Attempt) bool { return a.Order == 0 || a.Late })
+			faults = append(faults, inOrder(attempts, func(a, last *Attempt) bool {
+				return a.Order > last.Order && (last.Ended < a.Begun || last.lostTo(a))
+			})...)
 		}
 		return faults
 	}
