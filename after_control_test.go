@@ -182,7 +182,9 @@ func TestCleanUpKeepsParents(t *testing.T) {
 	done := mustCreate(t, a.Scheduler, "a", after(parent)).ID
 	require.Equal(t, []string{parent, done}, a.runAll(t))
 	cleanUp := func() int {
-		time.Sleep(2 * time.Millisecond) // ids have milliseconds
+		waitFor(t, func() bool { // ids begin with milliseconds: those of now are to be behind all that there are
+			return mustQuery[bool](t, a.pool, "SELECT left("+a.schema+".new_job_id()::text, 13) > (SELECT left(max(id::text), 13) FROM "+a.schema+".jobs)")
+		})
 		return mustQuery[int](t, a.pool, "SELECT "+a.schema+".clean_up('0', '0')")
 	}
 	edges := func() int { return mustQuery[int](t, a.pool, "SELECT count(*) FROM "+a.schema+".job_dependencies") }

@@ -95,14 +95,15 @@ func TestDependantsOverProcessesThatAreKilled(t *testing.T) {
 	count := func(status string) int {
 		return mustQuery[int](t, a.pool, "SELECT count(*) FROM "+a.schema+".jobs WHERE status = $1", status)
 	}
-	for killed := 0; count("succeeded") < layers*width; {
-		if killed < 6 {
-			children[killed%3].Kill()
-			begin(killed % 3)
-			killed++
-		}
-		time.Sleep(20 * time.Millisecond) // nothing tells when so many are done
+	const kills = 6
+	done := count("succeeded")
+	left := layers*width - done
+	for kill := range kills {
+		waitFor(t, func() bool { return count("succeeded") >= done+left*kill/kills })
+		children[kill%3].Kill()
+		begin(kill % 3)
 	}
+	waitFor(t, func() bool { return count("succeeded") == layers*width })
 	require.Zero(t, count("cancelled")+count("dead"))
 	a.requireNoneLostOrEarly(t)
 	require.Equal(t, layers*width, mustQuery[int](t, a.pool, "SELECT count(DISTINCT id) FROM "+a.schema+".journal"))
