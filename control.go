@@ -22,8 +22,8 @@ const cancelJobSQL = controlSQL + `cancel_job($1::text::uuid)`
 // one is cancelled at once; in a blocking queue, the next one may go.
 //
 // A running one is still running when CancelJob returns, and Job.Cancelling says
-// so. In whatever process that is, the context of its handler ends within about a second, with the
-// cause ErrJobCancelled. When the handler returns an error, or asks for a later
+// so. In whatever process that is, the context of its handler ends within about a
+// second, with the cause ErrJobCancelled. When the handler returns an error, or asks for a later
 // run, or the process is lost, the job is cancelled and never rerun; if it
 // succeeds in spite of that, its work is done and the job succeeded. Until then
 // it goes on holding a blocking queue.

@@ -31,9 +31,9 @@ CREATE TABLE {{schema}}.schema_migrations (
 )`
 
 // Migrate installs or updates everything in the schema, declares this
-// process's queues and recurring jobs in the database, and installs the public entry
-// (create_job, create_queue_worker and the like in the schema public)
-// if the schema is the default one. It is one transaction, may be called by
+// process's queues and recurring jobs in the database, and installs the public
+// entry (create_job, create_queue_worker and the like in the schema public) if the
+// schema is the default one. It is one transaction, may be called by
 // many processes at once, and changes nothing where nothing is to do, so call
 // it when the service starts. Where the role may not create in public, it
 // succeeds without the entry and says so in the log.

@@ -22,7 +22,8 @@ import (
 // job's CreatedAt is an hour ago afterwards, as it would be.
 //
 // Ids, which begin with the time they were made at, stay, and so do leases: a
-// process is not lost because a test moves the clock. Job.Slot stays too. The handlers that run now
+// process is not lost because a test moves the clock. Job.Slot stays too. The
+// handlers that run now
 // and their timeouts take no notice. What is not committed is not moved. A d
 // below zero fails the test.
 func Advance(tb testing.TB, s *scheduler.Scheduler, d time.Duration) {

@@ -25,8 +25,8 @@ var errNoServer = errors.New("no PostgreSQL server found (postgres, initdb and p
 const BinDirEnv = "SCHEDULER_POSTGRES_BIN"
 
 // BinDir is the directory of the server binaries that Start uses: what BinDirEnv
-// says, where it is set. Otherwise on Debian and Ubuntu those of a version that has pg_cron, 15 before the newest, else of the
-// newest version; elsewhere what pg_config names or PATH holds. The error says
+// says, where it is set. Otherwise on Debian and Ubuntu those of a version that
+// has pg_cron, 15 before the newest, else of the newest version; elsewhere what pg_config names or PATH holds. The error says
 // what to install.
 func BinDir() (string, error) {
 	if dir := os.Getenv(BinDirEnv); dir != "" {
