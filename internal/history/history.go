@@ -168,7 +168,7 @@ func InOrder(queue string) Check {
 func inOrder(attempts []*Attempt, mayFollow func(a, last *Attempt) bool) (faults []string) {
 	last := &Attempt{Ended: -1, Outcome: Succeeded}
 	for _, a := range attempts {
-		if a.Order != last.Order && !(last.Outcome.isFinal() && mayFollow(a, last)) {
+		if follows := a.Order == last.Order || last.Outcome.isFinal() && mayFollow(a, last); !follows {
 			faults = append(faults, fmt.Sprintf("out of order: %s\n  began after %s", a, last))
 		}
 		last = a
