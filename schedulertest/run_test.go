@@ -170,10 +170,10 @@ func TestDrainRescues(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)
 	s := schedulertest.New(t, pool, scheduler.Config{JobNames: scheduler.JobNames{"a": succeed}})
-	schema := schemaOf(t, pool, mustCreate(t, s, "a", scheduler.JobData{}))
+	mustCreate(t, s, "a", scheduler.JobData{})
 	_, err := pool.Exec(t.Context(), fmt.Sprintf(`WITH lost AS (
 			INSERT INTO %[1]s.leases (id, holder, expires_at) VALUES (gen_random_uuid(), 'lost', now() - interval '1 second') RETURNING id)
-		UPDATE %[1]s.jobs SET status = 'running', lease_id = lost.id, started_at = now(), attempt = 1, claims = 1 FROM lost`, schema))
+		UPDATE %[1]s.jobs SET status = 'running', lease_id = lost.id, started_at = now(), attempt = 1, claims = 1 FROM lost`, schemaOf(s)))
 	require.NoError(t, err)
 	drained := schedulertest.Drain(t, s)
 	require.Equal(t, []string{"a succeeded 2"}, statuses(drained))

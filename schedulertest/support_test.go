@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/relay-club/scheduler"
+	"github.com/relay-club/scheduler/internal/seam"
 )
 
 // recorder is a testing.TB that only notes that the test under it has failed.
@@ -95,6 +96,8 @@ func mustCreate(t *testing.T, s *scheduler.Scheduler, name string, data schedule
 	require.NoError(t, err)
 	return job
 }
+
+func schemaOf(s *scheduler.Scheduler) string { return seam.Of(s).Schema() }
 
 func mustQuery[T any](t *testing.T, pool *pgxpool.Pool, sql string, args ...any) (value T) {
 	t.Helper()
