@@ -176,23 +176,26 @@ func TestTheTableRefusesBadStates(t *testing.T) {
 	mustCreate(t, s, "a", scheduler.JobData{})
 	const runningInNoLane = "status = 'running', lease_id = gen_random_uuid(), finished_at = now(), lane = NULL, attempt = 1, claims = 1"
 	const doneInLane = "status = 'succeeded'"
+	const finishedButPending = "finished_at = now(), lane = NULL"
+	const unsound = "do not go together"
 	for change, constraint := range map[string]string{
 		"status = 'done'":                   "job_status_known",
-		"status = 'failed'":                 "jobs_waits_in_lane",
-		"lane = 1":                          "jobs_waits_in_lane",
-		"lane = 3":                          "jobs_waits_in_lane",
-		"priority = 1":                      "jobs_waits_in_lane",
-		"lane = 303":                        "jobs_waits_in_lane",
-		"waits_for = 1":                     "jobs_waits_in_lane",
+		"status = 'failed'":                 unsound,
+		"lane = 1":                          unsound,
+		"lane = 3":                          unsound,
+		"priority = 1":                      unsound,
+		"lane = 303":                        unsound,
+		"waits_for = 1":                     unsound,
 		"lane = 304":                        "job_lane_known",
 		"lane = -303, priority = -101":      "job_lane_known",
-		"status = 'running'":                "jobs_running_has_lease",
-		"lease_id = gen_random_uuid()":      "jobs_running_has_lease",
+		"status = 'running'":                unsound,
+		"lease_id = gen_random_uuid()":      unsound,
 		"status = 'succeeded', lane = NULL": "jobs_live_is_unfinished",
 		"finished_at = now()":               "jobs_live_is_unfinished",
-		runningInNoLane:                     "jobs_waits_in_lane",
-		doneInLane:                          "jobs_waits_in_lane",
-		"attempt = 11, claims = 11":         "jobs_attempt_in_range",
+		runningInNoLane:                     unsound,
+		doneInLane:                          unsound,
+		finishedButPending:                  unsound,
+		"attempt = 11, claims = 11":         unsound,
 		"attempt = -1":                      "job_attempt_not_negative",
 		"max_attempts = 0":                  "job_attempts_positive",
 		"queue = 'failed'":                  "job_queue_is_a_place",
