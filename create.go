@@ -227,11 +227,12 @@ INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, tim
 VALUES ($1::uuid, $2::text, $3::text, $4::text::jsonb, coalesce($5::timestamptz, now()), $6::int, $7::bigint, $10::text::jsonb,
     $11::int, 3 * $11::int, $12::text)
 RETURNING run_at, created_at, (extract(epoch FROM run_at - now()) * 1000000::numeric)::bigint,
-    ` + othersListen + `$8::text::uuid),
+    CASE WHEN NOT ` + othersListen + `$8::text::uuid) THEN false
+        WHEN $9::bool AND run_at <= now() + interval '1 minute'
+        THEN pg_notify('{{schema_name}}_jobs', CASE WHEN run_at <= now() THEN $3::text ELSE '' END) IS NOT NULL
+        ELSE true END,
     CASE WHEN run_at <= now() AND EXISTS (SELECT FROM {{schema}}.queue_workers w WHERE w.wake AND w.queue = $3::text)
-        THEN {{schema}}.wake_workers($3::text) END,
-    CASE WHEN $9::bool AND run_at <= now() + interval '1 minute' AND ` + othersListen + `$8::text::uuid)
-        THEN pg_notify('{{schema_name}}_jobs', CASE WHEN run_at <= now() THEN $3::text ELSE '' END) END`
+        THEN {{schema}}.wake_workers($3::text) END`
 
 const insertRankedJobSQL = insertJobSQL + `, {{schema}}.prioritize(ARRAY[$3::text])`
 
@@ -240,7 +241,7 @@ const insertRankedJobSQL = insertJobSQL + `, {{schema}}.prioritize(ARRAY[$3::tex
 func (s *Scheduler) insertJob(ctx context.Context, db querier, row *newRow, notifies bool) (job *Job, dueIn time.Duration, heard bool, err error) {
 	job = row.job()
 	var dueInUS int64
-	sql, into := insertJobSQL, []any{&job.RunAt, &job.CreatedAt, &dueInUS, &heard, nil, nil}
+	sql, into := insertJobSQL, []any{&job.RunAt, &job.CreatedAt, &dueInUS, &heard, nil}
 	if row.priority != 0 {
 		sql, into = insertRankedJobSQL, append(into, nil)
 	}

@@ -144,29 +144,38 @@ func (r *newRow) isCounted() bool { return r.unique != nil || r.bounded || r.dep
 // columnsOf are the jobs column by column, as unnest takes them.
 func columnsOf(jobs []newRow) []any {
 	n := len(jobs)
-	keys := make([]pgtype.UUID, n)
+	keys, maxAttempts := make([]pgtype.UUID, n), make([]int32, n)
 	names, queues, payloads := make([]string, n), make([]string, n), make([]string, n)
-	runAts, maxAttempts, timeouts := make([]*time.Time, n), make([]int32, n), make([]*int64, n)
-	attributes, jobKeys := make([]*string, n), make([]*string, n)
 	for i := range jobs {
 		row := &jobs[i]
-		keys[i], names[i], queues[i], payloads[i] = row.key(), row.name, row.queue, row.payload
-		runAts[i], maxAttempts[i], timeouts[i] = row.runAt, row.maxAttempts, row.timeoutMS
-		attributes[i], jobKeys[i] = row.attributes, row.jobKey
+		keys[i], names[i], queues[i], payloads[i], maxAttempts[i] = row.key(), row.name, row.queue, row.payload, row.maxAttempts
 	}
-	return []any{keys, names, queues, payloads, runAts, maxAttempts, timeouts, attributes, prioritiesOf(jobs), jobKeys}
+	return []any{keys, names, queues, payloads,
+		columnOf(jobs, func(row *newRow) *time.Time { return row.runAt }), maxAttempts,
+		columnOf(jobs, func(row *newRow) *int64 { return row.timeoutMS }),
+		columnOf(jobs, func(row *newRow) *string { return row.attributes }),
+		columnOf(jobs, func(row *newRow) *int32 {
+			if row.priority == 0 {
+				return nil
+			}
+			return &row.priority
+		}),
+		columnOf(jobs, func(row *newRow) *string { return row.jobKey })}
 }
 
-// prioritiesOf are the priorities of jobs; nil if they are 0 everywhere.
-func prioritiesOf(jobs []newRow) []int32 {
-	if !slices.ContainsFunc(jobs, isPrioritized) {
-		return nil
-	}
-	priorities := make([]int32, len(jobs))
+// columnOf is a column that may have NULLs; nil, which is shorter, if all of it is.
+func columnOf[T any](jobs []newRow, value func(*newRow) *T) (column []*T) {
 	for i := range jobs {
-		priorities[i] = jobs[i].priority
+		v := value(&jobs[i])
+		if v == nil {
+			continue
+		}
+		if column == nil {
+			column = make([]*T, len(jobs))
+		}
+		column[i] = v
 	}
-	return priorities
+	return column
 }
 
 // prioritizedOf are the queues of those jobs that have a priority other than 0.
