@@ -148,7 +148,8 @@ func keyIn(q *queue, data JobData) (*string, *InputError) {
 	if data.Key == "" && !q.keyed() {
 		return nil, nil
 	}
-	return &data.Key, nil
+	key := data.Key // not of data, all of which would be kept for it
+	return &key, nil
 }
 
 const declareLimitsSQL = `
