@@ -312,12 +312,15 @@ func ofJob(i int, err error) error {
 	return err
 }
 
+// insertJobsSQL hides from the planner how many jobs there are: a plan for so few
+// would look cheaper to it than one for any number, and it would make that for each
+// statement anew, for longer than the rest takes.
 const insertJobsSQL = `
 WITH created AS (
     INSERT INTO {{schema}}.jobs (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, lane, key)
     SELECT n.id, n.name, n.queue, n.payload::jsonb, coalesce(n.run_at, now()), n.max_attempts, n.timeout_ms, n.attributes::jsonb,
         coalesce(n.priority, 0), 3 * coalesce(n.priority, 0), n.key
-    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[], $8::text[], $9::int[], $10::text[])
+    FROM unnest((SELECT $1::uuid[]), $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::int[], $7::bigint[], $8::text[], $9::int[], $10::text[])
         AS n (id, name, queue, payload, run_at, max_attempts, timeout_ms, attributes, priority, key)
     RETURNING queue, run_at
 )

@@ -27,6 +27,7 @@ type gatherer struct {
 
 const (
 	gatherFor         = 2 * time.Millisecond
+	mostFlights       = 2
 	mostGathered      = 1000
 	mostGatheredBytes = 4 << 20
 )
@@ -59,7 +60,7 @@ type flight struct {
 func (g *gatherer) alone() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.flights > 0 && time.Since(g.newest) < gatherFor || len(g.waiting) > 0 {
+	if g.flights >= mostFlights && time.Since(g.newest) < gatherFor || len(g.waiting) > 0 {
 		return false
 	}
 	g.flights++
@@ -149,7 +150,7 @@ func (s *Scheduler) createTogether(ctx context.Context, row *newRow) (*Job, erro
 	g.mu.Lock()
 	g.waiting = append(g.waiting, c)
 	switch {
-	case g.flights == 0: // the last one has landed since
+	case g.flights < mostFlights: // the last one has landed since
 		g.send(s)
 	case len(g.waiting) == 1:
 		g.sendLater(s)
