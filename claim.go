@@ -20,8 +20,8 @@ const claimedColumns = `id, name, payload, run_at, created_at, started_at, attem
 
 const claimSQL = `
 SELECT ` + claimedColumns + `
-FROM {{schema}}.claim($2::text, $4::bool, $5::bool, $3::text[], $1::text::uuid, $6::int, $7::timestamptz,
-    $8::bigint::float8 * interval '1 microsecond')`
+FROM {{schema}}.claim($2::text, $4::bool, $5::bool, $3::text[], $1::text::uuid, $6::int, $7::timestamptz, $8::uuid,
+    $9::bigint::float8 * interval '1 microsecond')`
 
 const claimBlockingSQL = `
 SELECT ` + claimedColumns + `
@@ -107,14 +107,14 @@ func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, 
 		}
 		return scanClaimed(rows, q)
 	}
-	if q.limited() {
-		return s.askFor(ctx, q, status, lease, n, nil)
+	if q.keyed() {
+		return s.askFor(ctx, q, status, lease, n, nil, pgtype.UUID{})
 	}
 	progress := &q.progress[lanesOf(status)]
-	since := progress.since()
-	jobs, err := s.askFor(ctx, q, status, lease, n, since)
-	if err == nil && len(jobs) == n {
-		progress.reached(jobs[n-1].RunAt)
+	since, after := progress.since()
+	jobs, err := s.askFor(ctx, q, status, lease, n, since, after)
+	if err == nil && (len(jobs) == n || len(jobs) > 0 && q.limited()) { // limits may be why it is not n
+		progress.reached(jobs[len(jobs)-1])
 		return jobs, nil
 	}
 	progress.forget()
@@ -127,9 +127,9 @@ func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, 
 	return jobs, err
 }
 
-func (s *Scheduler) askFor(ctx context.Context, q *queue, status JobStatus, lease string, n int, since *time.Time) ([]*Job, error) {
+func (s *Scheduler) askFor(ctx context.Context, q *queue, status JobStatus, lease string, n int, since *time.Time, after pgtype.UUID) ([]*Job, error) {
 	rows, err := s.pool.Query(ctx, s.sql(claimSQL), lease, string(q.name), s.names,
-		status != JobStatusFailed, status != JobStatusPending, n, since, keepTime(q.PriorityAge))
+		status != JobStatusFailed, status != JobStatusPending, n, since, after, keepTime(q.PriorityAge))
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +142,8 @@ func (s *Scheduler) askFor(ctx context.Context, q *queue, status JobStatus, leas
 // take no notice of it.
 type progress struct {
 	mu    sync.Mutex
-	at    time.Time // run_at of the last job claimed; zero: look at everything
+	at    time.Time   // run_at of the last job claimed; zero: look at everything
+	after pgtype.UUID // its id
 	began time.Time
 }
 
@@ -159,23 +160,23 @@ func lanesOf(status JobStatus) int {
 	return 2
 }
 
-func (p *progress) since() *time.Time {
+func (p *progress) since() (at *time.Time, after pgtype.UUID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.at.IsZero() || time.Since(p.began) > progressFor {
-		return nil
+		return nil, pgtype.UUID{}
 	}
-	at := p.at
-	return &at
+	reached := p.at
+	return &reached, p.after
 }
 
-func (p *progress) reached(at time.Time) {
+func (p *progress) reached(last *Job) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.at.IsZero() || time.Since(p.began) > progressFor {
 		p.began = time.Now()
 	}
-	p.at = at
+	p.at, p.after = last.RunAt, last.key
 }
 
 func (p *progress) forget() {

@@ -76,7 +76,7 @@ func TestTheJobsOfAKeyRunInOrder(t *testing.T) {
 	require.Equal(t, []string{first}, begun)
 	g.gate(first) <- nil
 	await(t, run)
-	require.Zero(t, mustQuery[int](t, pool, "SELECT count(slot) FROM "+g.schema+".jobs"))
+	requireNothingCounts(t, pool, g.schema)
 }
 
 func TestSkipFailedLetsAKeyGoOn(t *testing.T) {

@@ -45,13 +45,14 @@ func (c QueueConfig) serial() bool { return c.MaxConcurrencyPerKey == 1 && !c.Sk
 // rated: a job may have to wait for a time.
 func (c QueueConfig) rated() bool { return c.Rate != Rate{} || c.RatePerKey != Rate{} }
 
-// most is how many jobs of the queue are worth to be claimed at once.
-func (q *queue) most(n int) int {
+// most is how many jobs of the queue, n at the most, are worth to be claimed at
+// once while so many of them are running here; 0: none.
+func (q *queue) most(n, running int) int {
 	if q.blocking() {
 		return 1
 	}
 	if q.MaxConcurrency > 0 {
-		return min(n, q.MaxConcurrency)
+		return max(min(n, q.MaxConcurrency-running), 0)
 	}
 	return n
 }

@@ -76,7 +76,7 @@ func TestPlansOfQueuesWithLimits(t *testing.T) {
 			t.Run(title+"/"+op.title, func(t *testing.T) {
 				p.forget()
 				op.do(p, t)
-				c := planCheck{title: op.title, indexes: []string{"jobs_live", "jobs_pkey", "jobs_of_keys", "jobs_in_slots"}}
+				c := planCheck{title: op.title, indexes: []string{"jobs_live", "jobs_pkey", "jobs_of_keys", "ends_of_queue"}}
 				for _, text := range p.record(t, op.asks) {
 					c.add(t, text)
 				}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"github.com/relay-club/scheduler"
@@ -112,7 +113,7 @@ func TestMaxConcurrencyHoldsOverRuns(t *testing.T) {
 	}
 	report = await(t, run).report
 	require.Equal(t, []int{5, 4, 1}, []int{report.Picked, report.Succeeded, report.Failed})
-	require.Zero(t, mustQuery[int](t, newPool(t), "SELECT count(slot) FROM "+g.schema+".jobs"))
+	requireNothingCounts(t, newPool(t), g.schema)
 }
 
 // Whatever ends an attempt frees its slot, once.
@@ -153,7 +154,35 @@ func TestASlotIsFreedByWhateverEndsAnAttempt(t *testing.T) {
 	require.Equal(t, 1, await(t, run).report.Cancelled)
 	mustCreate(t, g.Scheduler, "ok", scheduler.JobData{Queue: "limited"})
 	require.Equal(t, 1, mustRun(t, g.Scheduler, scheduler.RunFilter{Queue: "limited"}).Succeeded)
-	require.Zero(t, mustQuery[int](t, pool, "SELECT count(slot) FROM "+g.schema+".jobs"))
+	requireNothingCounts(t, pool, g.schema)
+}
+
+// What runs and is deleted by hand frees its slot too.
+func TestASlotIsFreedByDeletionsByHand(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	for _, statement := range []string{"DELETE FROM %s.jobs", "TRUNCATE %s.jobs CASCADE"} {
+		g := newGated(t, scheduler.QueueConfig{MaxConcurrency: 1})
+		id := g.create(t, "")
+		_, run := g.start(t, 1, 1)
+		mustExec(t, pool, fmt.Sprintf(statement, g.schema))
+		next := g.create(t, "")
+		begun, other := g.start(t, 1, 1)
+		require.Equal(t, []string{next}, begun, statement)
+		g.gate(id) <- nil
+		g.gate(next) <- nil
+		require.Equal(t, 1, await(t, run).report.Lost)
+		require.Equal(t, 1, await(t, other).report.Succeeded)
+		requireNothingCounts(t, pool, g.schema)
+	}
+}
+
+// requireNothingCounts: no job takes up a limit, and none is taken to run.
+func requireNothingCounts(t *testing.T, pool *pgxpool.Pool, schema string) {
+	t.Helper()
+	require.Zero(t, mustQuery[int](t, pool, "SELECT count(*) FROM "+schema+".jobs WHERE slot > 0 OR counted"))
+	require.Zero(t, mustQuery[int](t, pool, fmt.Sprintf(`SELECT coalesce(sum(l.running), 0)::int - coalesce((SELECT sum(e.n) FROM %[1]s.ends e), 0)::int
+		FROM %[1]s.queue_limits l`, schema)))
 }
 
 // A job whose process is gone takes up its slot until it is rescued.
@@ -218,7 +247,7 @@ func TestLimitsCountWhatRunsWhenTheyAreSet(t *testing.T) {
 	last, again := g.start(t, 3, 1)
 	require.Equal(t, ids[3:], last)
 	limit(scheduler.QueueConfig{})
-	require.Zero(t, mustQuery[int](t, pool, "SELECT count(slot) FROM "+g.schema+".jobs"))
+	requireNothingCounts(t, pool, g.schema)
 	for _, id := range ids {
 		g.gate(id) <- nil
 	}

@@ -148,7 +148,7 @@ func TestAClaimWritesNoIndexEntries(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
 	lease := mustQuery[string](t, tx, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), 'test', now() + interval '1 hour') RETURNING id::text")
-	require.Equal(t, 10, mustQuery[int](t, tx, "SELECT count(*) FROM "+schema+".claim('default', true, true, ARRAY['a'], $1::text::uuid, 10, NULL, interval '10 minutes')", lease))
+	require.Equal(t, 10, mustQuery[int](t, tx, "SELECT count(*) FROM "+schema+".claim('default', true, true, ARRAY['a'], $1::text::uuid, 10, NULL, NULL, interval '10 minutes')", lease))
 	for _, updated := range []string{"pg_stat_get_xact_tuples_updated", "pg_stat_get_xact_tuples_hot_updated"} {
 		require.Equal(t, 10, mustQuery[int](t, tx, "SELECT "+updated+"(($1::text || '.jobs')::regclass)", schema), updated)
 	}

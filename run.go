@@ -60,7 +60,7 @@ type run struct {
 	mu     sync.Mutex
 	report RunReport
 	free   sync.WaitGroup // jobs that are picked and not yet recorded
-	freed  chan struct{}  // one of them was recorded since
+	refill refill         // as they are recorded
 	done   chan struct{}
 	err    error // read after done
 }
@@ -137,7 +137,7 @@ func (s *Scheduler) newRun(values context.Context, filter RunFilter) (*run, erro
 	if err != nil {
 		return nil, fmt.Errorf("make a run id: %w", err)
 	}
-	r := &run{s: s, queue: q, filter: filter, values: values, done: make(chan struct{}), freed: make(chan struct{}, 1)}
+	r := &run{s: s, queue: q, filter: filter, values: values, done: make(chan struct{}), refill: refill{freed: make(chan struct{}, 1)}}
 	r.report = RunReport{RunID: id.String(), Queue: filter.Queue, Status: filter.Status}
 	return r, nil
 }
@@ -168,7 +168,15 @@ func (r *run) pick(ctx context.Context) error {
 		if r.queue.blocking() {
 			r.free.Wait() // strictly one after another
 		}
-		room := r.s.capacity.take(ctx, r.queue.most(left), r.patience())
+		most := r.queue.most(left, r.refill.count())
+		if most == 0 {
+			r.awaitRecord(ctx)
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			continue
+		}
+		room := r.s.capacity.take(ctx, most, r.patience())
 		if room == 0 {
 			return context.Cause(ctx)
 		}
@@ -191,14 +199,14 @@ func (r *run) pick(ctx context.Context) error {
 func (r *run) awaitRecord(ctx context.Context) bool {
 	if r.snapshot().Running == 0 {
 		select {
-		case <-r.freed:
+		case <-r.refill.freed:
 			return true
 		default:
 			return false
 		}
 	}
 	select {
-	case <-r.freed:
+	case <-r.refill.freed:
 	case <-ctx.Done():
 	}
 	return true
@@ -220,6 +228,7 @@ func (r *run) start(jobs []*Job) {
 	r.mu.Lock()
 	r.report.Picked += len(jobs)
 	r.report.Running += len(jobs)
+	r.refill.started(len(jobs))
 	r.mu.Unlock()
 	r.free.Add(len(jobs))
 	r.s.start(r.values, jobs, r.queue, r.recorded)
@@ -245,8 +254,8 @@ func (r *run) recorded(o *outcome) {
 	default:
 		r.report.Snoozed++
 	}
+	r.refill.ended() // before anybody sees that none is running
 	r.mu.Unlock()
-	wake(r.freed)
 	r.free.Done()
 }
 
@@ -265,7 +274,7 @@ SELECT {{schema}}.next_due($1::text, $2::text, $3::text[], $4::timestamptz),
 func (s *Scheduler) nextDue(q *queue, status JobStatus) (at, limitedUntil *time.Time, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), claimTimeout)
 	defer cancel()
-	since := q.progress[lanesOf(status)].since()
+	since, _ := q.progress[lanesOf(status)].since()
 	if err := s.pool.QueryRow(ctx, s.sql(nextDueSQL), string(q.name), string(status), s.names, since).Scan(&at, &limitedUntil); err != nil {
 		return nil, nil, fmt.Errorf("look for the next due job: %w", explained(err))
 	}

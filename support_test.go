@@ -107,9 +107,34 @@ func newSchedulerOn(tb testing.TB, pool *pgxpool.Pool, configure func(*scheduler
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), patience)
 		defer cancel()
 		require.NoError(tb, s.Shutdown(ctx))
+		requireSound(tb, config.Schema)
 	})
 	require.NoError(tb, s.Migrate(tb.Context()))
 	return s
+}
+
+// requireSound: every job of a schema is where its status belongs. The table has
+// no constraint for that, which each creation would pay for.
+func requireSound(tb testing.TB, schema string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), patience)
+	defer cancel()
+	var is bool
+	require.NoError(tb, shared.admin.QueryRow(ctx, "SELECT to_regclass(format('%I.jobs', $1::text)) IS NOT NULL", schema).Scan(&is))
+	if !is {
+		return // in another database, or gone
+	}
+	rows, err := shared.admin.Query(ctx, `SELECT format('%s: %s in lane %s, priority %s, attempt %s', id, status, lane, priority, attempt) FROM `+schema+`.jobs
+		WHERE (CASE status
+				WHEN 'pending' THEN lane = CASE WHEN waits_for > 0 THEN 303 ELSE 3 * priority END
+				WHEN 'failed' THEN lane = 3 * priority + 1
+				WHEN 'running' THEN lane BETWEEN 3 * priority AND 3 * priority + 2
+				ELSE lane IS NULL AND slot = 0 END
+			AND (status = 'running') = (lease_id IS NOT NULL) AND (counted IS NOT TRUE OR status = 'running')
+			AND attempt <= max_attempts) IS NOT TRUE LIMIT 10`)
+	require.NoError(tb, err)
+	unsound, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(tb, err)
+	require.Empty(tb, unsound)
 }
 
 // waitFor waits until the condition holds, where there is no event to wait for.

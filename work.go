@@ -94,6 +94,7 @@ func wake(c chan struct{}) {
 // workQueue claims jobs of one queue as handlers may start, for as long as some
 // are due, whenever it is woken.
 func (s *Scheduler) workQueue(ctx, values context.Context, q *queue, wake chan struct{}) {
+	again := &refill{freed: wake}
 	for {
 		select {
 		case <-wake:
@@ -101,7 +102,7 @@ func (s *Scheduler) workQueue(ctx, values context.Context, q *queue, wake chan s
 			return
 		}
 		q.draining.Store(true)
-		err := s.drain(ctx, values, q, wake)
+		err := s.drain(ctx, values, q, again)
 		q.draining.Store(false)
 		if q.unpolled.Swap(false) || q.rated() { // when a rate lets the next one start has to be asked
 			s.resident.alarm.in(0)
@@ -113,7 +114,7 @@ func (s *Scheduler) workQueue(ctx, values context.Context, q *queue, wake chan s
 	}
 }
 
-func (s *Scheduler) drain(ctx, values context.Context, q *queue, again chan struct{}) error {
+func (s *Scheduler) drain(ctx, values context.Context, q *queue, again *refill) error {
 	free := make(chan struct{}, 1) // in a blocking queue: the job that holds it is recorded
 	recorded := func(o *outcome) {
 		switch {
@@ -128,11 +129,15 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue, again chan stru
 		s.underway.Done()
 		wake(free)
 		if q.limited() { // another one may start in its place
-			wake(again)
+			again.ended()
 		}
 	}
 	for {
-		room := s.capacity.take(ctx, q.most(mostLimit), nil)
+		most := q.most(mostLimit, again.count())
+		if most == 0 {
+			return nil
+		}
+		room := s.capacity.take(ctx, most, nil)
 		if room == 0 {
 			return nil
 		}
@@ -142,6 +147,7 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue, again chan stru
 			return err
 		}
 		s.underway.Add(len(jobs)) // Work is still counted, so Shutdown has not stopped waiting
+		again.started(len(jobs))
 		s.start(values, jobs, q, recorded)
 		if len(jobs) < room {
 			return nil

@@ -13,8 +13,8 @@
 
 -- What one column may hold is a domain's matter: every statement reads and compiles
 -- the constraints of a table anew, which took a third of the time of a creation,
--- and those of a domain once a session. So the table has one that is short, and
--- what else goes together is looked at by jobs_are_sound, after updates.
+-- and those of a domain once a session. So the table has one that is short; see
+-- jobs_are_sound for the rest.
 CREATE DOMAIN {{schema}}.job_time AS timestamptz CONSTRAINT job_time_is_finite CHECK (isfinite(VALUE));
 CREATE DOMAIN {{schema}}.job_timeout AS bigint CONSTRAINT job_timeout_positive CHECK (VALUE > 0);
 CREATE DOMAIN {{schema}}.job_attempt AS smallint CONSTRAINT job_attempt_not_negative CHECK (VALUE >= 0);
@@ -25,7 +25,6 @@ CREATE DOMAIN {{schema}}.job_name AS text CONSTRAINT job_name_length CHECK (leng
 CREATE DOMAIN {{schema}}.job_status AS text
     CONSTRAINT job_status_known CHECK (VALUE IN ('pending', 'running', 'succeeded', 'failed', 'dead', 'cancelled'));
 CREATE DOMAIN {{schema}}.job_key AS text COLLATE "C" CONSTRAINT job_key_length CHECK (octet_length(VALUE) <= 256);
-CREATE DOMAIN {{schema}}.job_slot AS smallint CONSTRAINT job_slot_known CHECK (VALUE BETWEEN 0 AND 2);
 CREATE DOMAIN {{schema}}.job_errors AS jsonb CONSTRAINT job_errors_is_array CHECK (jsonb_typeof(VALUE) = 'array');
 
 CREATE TABLE {{schema}}.jobs (
@@ -52,7 +51,8 @@ CREATE TABLE {{schema}}.jobs (
     errors       {{schema}}.job_errors,                      -- [{attempt, at, error}], newest last, NULL when none
     attributes   jsonb,                                      -- {owner, tags, metadata, unique_key, …}, what is searched by; NULL when none
     key          {{schema}}.job_key,                         -- whose job it is to the limits of its queue; '' is nobody's, NULL too, see 009_limits.sql
-    slot         {{schema}}.job_slot,                        -- what it takes up of those limits; NULL: nothing
+    slot         smallint                NOT NULL DEFAULT 0, -- what it takes up of the limits of its key; 0: nothing
+    counted      boolean,                                    -- true while it runs and counts in its queue; false when that is over; NULL: it did not
 
     CONSTRAINT jobs_live_is_unfinished CHECK ((lane IS NULL) = (finished_at IS NOT NULL))
 ) WITH (
@@ -71,24 +71,30 @@ CREATE TABLE {{schema}}.jobs (
 );
 
 -- A job that is not in the lane where its status belongs would never be found
--- again. That also holds for changes by hand. What creates jobs is not asked:
--- there, the status is the default, and the lane follows from the priority.
+-- again. What the library writes is right; a status that is changed by hand is
+-- looked at. The condition is only what tells the two apart at once: it is
+-- compiled for each statement.
 CREATE FUNCTION {{schema}}.refuse_unsound() RETURNS trigger
 LANGUAGE plpgsql SET search_path = '' AS $$
 BEGIN
-    RAISE EXCEPTION 'job %: status %, lane %, priority %, attempt % of %, % lease: these do not go together',
-        NEW.id, NEW.status, coalesce(NEW.lane::text, 'NULL'), NEW.priority, NEW.attempt, NEW.max_attempts,
-        CASE WHEN NEW.lease_id IS NULL THEN 'no' ELSE 'a' END
-        USING ERRCODE = 'check_violation', CONSTRAINT = TG_NAME, HINT = 'Jobs are changed by cancel_job, retry_job, reschedule_job and delete_job.';
+    IF (CASE NEW.status
+            WHEN 'pending' THEN NEW.lane = CASE WHEN NEW.waits_for > 0 THEN 303 ELSE 3 * NEW.priority END
+            WHEN 'failed' THEN NEW.lane = 3 * NEW.priority + 1
+            WHEN 'running' THEN NEW.lane BETWEEN 3 * NEW.priority AND 3 * NEW.priority + 2
+            ELSE NEW.lane IS NULL END
+        AND (NEW.status = 'running') = (NEW.lease_id IS NOT NULL) AND (NEW.counted IS NOT TRUE OR NEW.status = 'running')
+        AND NEW.attempt <= NEW.max_attempts) IS NOT TRUE
+    THEN
+        RAISE EXCEPTION 'job %: status %, lane %, priority %, attempt % of %, % lease: these do not go together',
+            NEW.id, NEW.status, coalesce(NEW.lane::text, 'NULL'), NEW.priority, NEW.attempt, NEW.max_attempts,
+            CASE WHEN NEW.lease_id IS NULL THEN 'no' ELSE 'a' END
+            USING ERRCODE = 'check_violation', CONSTRAINT = TG_NAME, HINT = 'Jobs are changed by cancel_job, retry_job, reschedule_job and delete_job.';
+    END IF;
+    RETURN NULL;
 END
 $$;
-CREATE TRIGGER jobs_are_sound AFTER UPDATE ON {{schema}}.jobs FOR EACH ROW WHEN ((
-    CASE NEW.status
-        WHEN 'pending' THEN NEW.lane = CASE WHEN NEW.waits_for > 0 THEN 303 ELSE 3 * NEW.priority END
-        WHEN 'failed' THEN NEW.lane = 3 * NEW.priority + 1
-        WHEN 'running' THEN NEW.lane BETWEEN 3 * NEW.priority AND 3 * NEW.priority + 2
-        ELSE NEW.lane IS NULL END
-    AND (NEW.status = 'running') = (NEW.lease_id IS NOT NULL) AND NEW.attempt <= NEW.max_attempts) IS NOT TRUE)
+CREATE TRIGGER jobs_are_sound AFTER UPDATE ON {{schema}}.jobs FOR EACH ROW
+WHEN (NEW.status <> OLD.status AND NEW.claims = OLD.claims AND NEW.lane IS NOT DISTINCT FROM OLD.lane)
 EXECUTE FUNCTION {{schema}}.refuse_unsound();
 
 -- Only what is not finished is in here, so finished rows cost a claim nothing.
@@ -111,10 +117,9 @@ CREATE INDEX jobs_cancelling ON {{schema}}.jobs (id) WHERE cancelling;
 CREATE INDEX jobs_attributes ON {{schema}}.jobs USING gin (attributes jsonb_path_ops) WHERE attributes IS NOT NULL;
 
 -- Of queues whose limits ask for them, see 009_limits.sql: what waits or runs by
--- its key, and what takes up a limit. Others are not in here, and a claim of
--- theirs changes neither column.
-CREATE INDEX jobs_of_keys ON {{schema}}.jobs (queue, key, lane, run_at, id) WHERE key IS NOT NULL AND lane IS NOT NULL;
-CREATE INDEX jobs_in_slots ON {{schema}}.jobs (queue, key, slot) WHERE slot IS NOT NULL;
+-- its key, and what takes up the limits of that. Others are not in here, and a
+-- claim of theirs changes neither column.
+CREATE INDEX jobs_of_keys ON {{schema}}.jobs (queue, key, slot, lane, run_at, id) WHERE key IS NOT NULL AND lane IS NOT NULL;
 
 -- One row for each process that holds or may claim jobs. Renewing it renews
 -- everything the process runs in one write.
@@ -158,6 +163,7 @@ CREATE TABLE {{schema}}.queue_limits (
     key_rate_per        interval CONSTRAINT queue_limits_key_rate_per_positive CHECK (key_rate_per > '0'),
     key_round           integer  CONSTRAINT queue_limits_key_round_positive CHECK (key_round > 0), -- jobs of a key before the next one's turn
     skip_failed         boolean  NOT NULL DEFAULT false, -- a job that waits does not keep its key
+    running             integer  NOT NULL DEFAULT 0, -- with the first two: how many jobs were started and have not ended, but for those in ends
     last_key            text     COLLATE "C" NOT NULL DEFAULT '', -- whose turn it was last
     last_taken          integer  NOT NULL DEFAULT 0, -- how many jobs it has had of that turn
 

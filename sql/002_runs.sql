@@ -3,13 +3,15 @@
 -- it began, and so that the plans are fixed: a fresh table has no statistics
 -- yet, and the planner would read all of it. (A scan that is switched off seems
 -- so dear to it that it would compile the plan, for longer than the query takes:
--- hence jit = off.) 002_blocking.sql has those of blocking queues.
+-- hence jit = off. And it would make a plan for each call anew, for arrays of just
+-- that length, which now and then reads all of the table: hence plan_cache_mode.)
+-- 002_blocking.sql has those of blocking queues.
 
--- Starts an attempt of up to n due jobs, oldest first; of those with a run_at
--- not before since (NULL: of all). since spares a claim the index entries of
--- the jobs that were claimed before it, which stay there until a vacuum. Where
--- jobs have priorities, claim_by_priority chooses, and where the limits of the
--- queue are of keys, claim_by_key; since counts for nothing then.
+-- Starts an attempt of up to n due jobs, oldest first; of those that come after
+-- the one with this run_at, since, and this id (NULL: of all). That spares a claim
+-- the index entries of the jobs that were claimed before it, which stay there until
+-- a vacuum. Where jobs have priorities, claim_by_priority chooses, and where the
+-- limits of the queue are of keys, claim_by_key; since counts for nothing then.
 --
 -- SKIP LOCKED lets any number of runs claim side by side without waiting for
 -- each other or taking the same job: a row that two runs look at is locked by
@@ -19,10 +21,10 @@
 -- what await_claims waits for; it is refused only while that waits, so when the
 -- queue is paused. Whether it is paused is read after that.
 CREATE FUNCTION {{schema}}.claim(
-    queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, since timestamptz, overdue interval)
+    queue text, pending boolean, failed boolean, names text[], lease uuid, n integer, since timestamptz, since_id uuid, overdue interval)
 RETURNS TABLE (id uuid, name {{schema}}.job_name, payload jsonb, run_at {{schema}}.job_time, created_at {{schema}}.job_time,
     started_at timestamptz, attempt {{schema}}.job_attempt, max_attempts {{schema}}.job_attempts, errors {{schema}}.job_errors, timeout_ms {{schema}}.job_timeout, claims integer, attributes jsonb, priority smallint, key {{schema}}.job_key)
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     v_paused      boolean;
@@ -31,7 +33,10 @@ DECLARE
     v_limits      {{schema}}.queue_limits%ROWTYPE;
     v_n           integer := claim.n;
     v_at          timestamptz := now();
-    v_slot        {{schema}}.job_slot;
+    v_counted     boolean; -- NULL: they don't count
+    v_claimed     integer;
+    v_since       timestamptz := coalesce(claim.since, '-infinity');
+    v_since_id    uuid := coalesce(claim.since_id, '00000000-0000-0000-0000-000000000000');
 BEGIN
     IF NOT pg_try_advisory_xact_lock_shared(hashtextextended('{{schema_name}}.' || claim.queue, 7041974)) THEN
         RETURN;
@@ -46,13 +51,15 @@ BEGIN
         v_limits := {{schema}}.lock_limits(claim.queue);
         v_at := clock_timestamp(); -- not now(), which may be older than that of the claim before
         v_n := greatest(least(claim.n, {{schema}}.room(v_limits, v_at)), 0);
-        v_slot := CASE WHEN v_limits.max_running IS NOT NULL THEN 1 END;
+        v_counted := CASE WHEN coalesce(v_limits.max_running, v_limits.max_running_per_key) IS NOT NULL THEN true END;
     END IF;
     IF v_prioritized AND v_limited OR coalesce(v_limits.max_running_per_key, v_limits.key_rate, v_limits.key_round) IS NOT NULL THEN
         RETURN QUERY
             SELECT c.id, c.name, c.payload, c.run_at, c.created_at, c.started_at,
                 c.attempt, c.max_attempts, c.errors, c.timeout_ms, c.claims, c.attributes, c.priority, c.key
             FROM {{schema}}.claim_by_key(v_limits, claim.pending, claim.failed, claim.names, claim.lease, v_n, v_at, claim.overdue) AS c;
+        GET DIAGNOSTICS v_claimed = ROW_COUNT;
+        PERFORM {{schema}}.count_running(v_limits, v_claimed);
         RETURN;
     END IF;
     IF v_prioritized THEN
@@ -66,25 +73,26 @@ BEGIN
         WITH pending AS MATERIALIZED (
             SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
             WHERE j.queue = claim.queue AND j.lane = 0 AND j.status = 'pending' AND j.run_at <= now() AND j.name = ANY (claim.names)
-                AND j.run_at >= coalesce(claim.since, '-infinity') AND claim.pending
+                AND (j.run_at, j.id) > (v_since, v_since_id) AND claim.pending
             ORDER BY j.run_at, j.id LIMIT v_n FOR UPDATE SKIP LOCKED
         ), failed AS MATERIALIZED (
             SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
             WHERE j.queue = claim.queue AND j.lane = 1 AND j.status = 'failed' AND j.run_at <= now() AND j.name = ANY (claim.names)
-                AND j.run_at >= coalesce(claim.since, '-infinity') AND claim.failed
+                AND (j.run_at, j.id) > (v_since, v_since_id) AND claim.failed
             ORDER BY j.run_at, j.id LIMIT v_n FOR UPDATE SKIP LOCKED
         )
         UPDATE {{schema}}.jobs j
         SET status = 'running', lease_id = claim.lease, started_at = v_at, attempt = j.attempt + 1, claims = j.claims + 1,
-            slot = v_slot
+            counted = v_counted
         WHERE j.ctid = ANY (ARRAY(
             SELECT due.row FROM (SELECT * FROM pending UNION ALL SELECT * FROM failed) AS due
             ORDER BY due.run_at, due.id LIMIT v_n))
         RETURNING j.id, j.name, j.payload, j.run_at, j.created_at, j.started_at,
             j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims, j.attributes, j.priority, j.key;
-    IF v_limited AND v_limits.rate IS NOT NULL THEN
-        GET DIAGNOSTICS v_n = ROW_COUNT;
-        PERFORM {{schema}}.note_starts(claim.queue, '', v_limits.rate_per, v_at, v_n);
+    IF v_limited THEN
+        GET DIAGNOSTICS v_claimed = ROW_COUNT;
+        PERFORM {{schema}}.count_running(v_limits, v_claimed);
+        PERFORM {{schema}}.note_starts(claim.queue, '', v_limits.rate_per, v_at, v_claimed) WHERE v_limits.rate IS NOT NULL;
     END IF;
 END
 $$;
@@ -114,16 +122,18 @@ $$;
 CREATE FUNCTION {{schema}}.finish(
     ids uuid[], claims integer[], statuses text[], results text[], failures text[], delays_us bigint[], refunds integer[]
 ) RETURNS TABLE (id uuid, cancelled boolean)
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET lock_timeout = '1s' SET jit = off SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET lock_timeout = '1s' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_recorded integer;
     v_awaited  uuid[]; -- what is finished and others run after
     v_called   uuid[]; -- and of what was called off
+    v_counted  text[]; -- the queues of what counted in them
+    v_others   text[];
 BEGIN
     WITH recorded AS (
         UPDATE {{schema}}.jobs j
         SET status = f.status, lease_id = NULL, cancelling = NULL, result = f.result::jsonb,
-            slot = CASE WHEN j.slot = 2 AND f.status IN ('pending', 'failed') THEN 0 END,
+            slot = CASE WHEN j.slot = 3 AND f.status IN ('pending', 'failed') THEN 1 ELSE 0 END, counted = CASE WHEN j.counted THEN false END,
             lane = CASE f.status WHEN 'pending' THEN 3 * j.priority WHEN 'failed' THEN 3 * j.priority + 1 END,
             attempt = j.attempt - f.refund,
             run_at = CASE WHEN f.delay_us IS NULL THEN j.run_at ELSE now() + f.delay_us * interval '1 microsecond' END,
@@ -132,23 +142,26 @@ BEGIN
         FROM unnest(finish.ids, finish.claims, finish.statuses, finish.results, finish.failures, finish.delays_us, finish.refunds)
             AS f (id, claims, status, result, failure, delay_us, refund)
         WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running' AND (j.cancelling IS NULL OR f.status = 'succeeded')
-        RETURNING CASE WHEN j.awaited AND j.finished_at IS NOT NULL THEN j.id END AS awaited)
-    SELECT count(*), array_agg(r.awaited) FILTER (WHERE r.awaited IS NOT NULL) INTO v_recorded, v_awaited FROM recorded r;
+        RETURNING CASE WHEN j.awaited AND j.finished_at IS NOT NULL THEN j.id END AS awaited, CASE WHEN NOT j.counted THEN j.queue END AS counted)
+    SELECT count(*), array_agg(r.awaited) FILTER (WHERE r.awaited IS NOT NULL), array_agg(r.counted) FILTER (WHERE r.counted IS NOT NULL)
+    INTO v_recorded, v_awaited, v_counted FROM recorded r;
     IF v_recorded < cardinality(finish.ids) THEN
         WITH recorded AS (
             UPDATE {{schema}}.jobs j
-            SET status = 'cancelled', lease_id = NULL, cancelling = NULL, lane = NULL, slot = NULL, finished_at = now(),
+            SET status = 'cancelled', lease_id = NULL, cancelling = NULL, lane = NULL, slot = 0, counted = CASE WHEN j.counted THEN false END, finished_at = now(),
                 errors = {{schema}}.with_error(j.errors, j.attempt, {{schema}}.cancelled_error(f.failure))
             FROM unnest(finish.ids, finish.claims, finish.statuses, finish.failures) AS f (id, claims, status, failure)
             WHERE j.id = f.id AND j.claims = f.claims AND j.status = 'running' AND j.cancelling AND f.status <> 'succeeded'
-            RETURNING CASE WHEN j.awaited THEN j.id END AS awaited)
-        SELECT array_agg(r.awaited) FILTER (WHERE r.awaited IS NOT NULL) INTO v_called FROM recorded r;
+            RETURNING CASE WHEN j.awaited THEN j.id END AS awaited, CASE WHEN NOT j.counted THEN j.queue END AS counted)
+        SELECT array_agg(r.awaited) FILTER (WHERE r.awaited IS NOT NULL), array_agg(r.counted) FILTER (WHERE r.counted IS NOT NULL)
+        INTO v_called, v_others FROM recorded r;
         RETURN QUERY
             SELECT f.id, coalesce(j.status = 'cancelled' AND f.status <> 'succeeded', false)
             FROM unnest(finish.ids, finish.claims, finish.statuses) AS f (id, claims, status)
             LEFT JOIN {{schema}}.jobs j ON j.id = f.id AND j.claims = f.claims
             WHERE j.status IS DISTINCT FROM f.status;
     END IF;
+    PERFORM {{schema}}.note_ends(v_counted || v_others) WHERE coalesce(v_counted, v_others) IS NOT NULL;
     IF coalesce(v_awaited, v_called) IS NOT NULL THEN
         PERFORM {{schema}}.release_dependants(v_awaited || v_called);
     END IF;
@@ -184,7 +197,7 @@ $$;
 -- order, than sort the few jobs that the index of what is live has: hence no
 -- index scans, but bitmaps.
 CREATE FUNCTION {{schema}}.rescue() RETURNS SETOF {{schema}}.jobs
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_indexscan = off SET enable_bitmapscan = on AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_indexscan = off SET enable_bitmapscan = on AS $$
 DECLARE
     v_lost uuid[];
     v_jobs uuid[];
@@ -208,13 +221,14 @@ BEGIN
         SET status = CASE WHEN j.cancelling THEN 'cancelled' WHEN j.attempt < j.max_attempts THEN 'pending' ELSE 'dead' END,
             lane = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN 3 * j.priority END,
             finished_at = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN NULL ELSE now() END,
-            slot = CASE WHEN j.slot = 2 AND j.cancelling IS NULL AND j.attempt < j.max_attempts THEN 0 END,
+            slot = CASE WHEN j.slot = 3 AND j.cancelling IS NULL AND j.attempt < j.max_attempts THEN 1 ELSE 0 END, counted = CASE WHEN j.counted THEN false END,
             claims = j.claims + 1, -- or finish would take this for an end that the lost process has recorded
             lease_id = NULL, cancelling = NULL,
             errors = {{schema}}.with_error(j.errors, j.attempt, CASE WHEN j.cancelling THEN 'job cancelled: ' ELSE '' END
                 || 'lease lost: the process that ran this attempt ended or could not renew its lease')
         WHERE j.id = ANY (v_jobs)
         RETURNING j.*;
+    PERFORM {{schema}}.note_ends_of(v_jobs);
     PERFORM {{schema}}.release_dependants(ARRAY(
         SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_jobs) AND j.awaited AND j.finished_at IS NOT NULL));
     PERFORM {{schema}}.tell_dead(v_jobs) WHERE EXISTS (SELECT FROM {{schema}}.queues q WHERE q.on_dead <> '');
@@ -229,7 +243,7 @@ $$;
 -- these ids: a claim took it whose answer was lost. Returns the jobs as they are
 -- then: those that were called off are cancelled.
 CREATE FUNCTION {{schema}}.hand_back(lease uuid, held uuid[]) RETURNS SETOF {{schema}}.jobs
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
 DECLARE
     v_jobs uuid[] := ARRAY(
         SELECT r.id FROM {{schema}}.jobs r
@@ -244,11 +258,12 @@ BEGIN
         SET status = CASE WHEN j.cancelling THEN 'cancelled' ELSE 'pending' END,
             lane = CASE WHEN j.cancelling IS NULL THEN 3 * j.priority END,
             finished_at = CASE WHEN j.cancelling THEN now() END,
-            slot = CASE WHEN j.slot = 2 AND j.cancelling IS NULL THEN 0 END,
+            slot = CASE WHEN j.slot = 3 AND j.cancelling IS NULL THEN 1 ELSE 0 END, counted = CASE WHEN j.counted THEN false END,
             lease_id = NULL, cancelling = NULL, attempt = CASE WHEN j.cancelling THEN j.attempt ELSE greatest(j.attempt - 1, 0) END,
             errors = CASE WHEN j.cancelling THEN {{schema}}.with_error(j.errors, j.attempt, 'job cancelled') ELSE j.errors END
         WHERE j.id = ANY (v_jobs)
         RETURNING j.*;
+    PERFORM {{schema}}.note_ends_of(v_jobs);
     PERFORM {{schema}}.release_dependants(ARRAY(
         SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_jobs) AND j.awaited AND j.finished_at IS NOT NULL));
 END
@@ -269,7 +284,7 @@ $$;
 -- nothing is due from then on, all is looked at.
 CREATE FUNCTION {{schema}}.next_due(queue text, status text DEFAULT 'any', names text[] DEFAULT NULL, since timestamptz DEFAULT NULL)
 RETURNS timestamptz
-LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     v_queue    {{schema}}.queues%ROWTYPE;
     v_head     {{schema}}.jobs%ROWTYPE;

@@ -12,17 +12,19 @@
 -- has returned, by itself. Here, the short wait for one of those is bounded too:
 -- what takes longer is another transaction of the same handler.
 CREATE FUNCTION {{schema}}.complete(id uuid, claims integer, result text) RETURNS boolean
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET lock_timeout = '5s' AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET lock_timeout = '5s' AS $$
 DECLARE
     v_awaited boolean;
+    v_counted text; -- the queue that it counted in
 BEGIN
     UPDATE {{schema}}.jobs j
-    SET status = 'succeeded', lease_id = NULL, cancelling = NULL, lane = NULL, slot = NULL, result = complete.result::jsonb,
+    SET status = 'succeeded', lease_id = NULL, cancelling = NULL, lane = NULL, slot = 0, counted = CASE WHEN j.counted THEN false END, result = complete.result::jsonb,
         -- Not now(), which is when the caller's transaction began.
         finished_at = clock_timestamp()
     WHERE j.id = complete.id AND j.claims = complete.claims AND j.status = 'running'
-    RETURNING j.awaited INTO v_awaited;
+    RETURNING j.awaited, CASE WHEN NOT j.counted THEN j.queue END INTO v_awaited, v_counted;
     IF FOUND THEN
+        PERFORM {{schema}}.note_ends(ARRAY[v_counted]) WHERE v_counted IS NOT NULL;
         IF v_awaited THEN
             PERFORM set_config('lock_timeout', '0', true); -- others that finish before the same job are waited for
             PERFORM {{schema}}.release_dependants(ARRAY[complete.id]);

@@ -59,7 +59,7 @@ DECLARE
     v_awaited uuid[];
 BEGIN
     WITH cancelled AS (
-        UPDATE {{schema}}.jobs j SET status = 'cancelled', lane = NULL, slot = NULL, finished_at = now()
+        UPDATE {{schema}}.jobs j SET status = 'cancelled', lane = NULL, slot = 0, finished_at = now()
         WHERE j.id = ANY (cancel_locked.ids) AND j.status IN ('pending', 'failed')
         RETURNING j.id, j.awaited)
     SELECT array_agg(c.id) FILTER (WHERE c.awaited) INTO v_awaited FROM cancelled c;
@@ -128,7 +128,7 @@ $$;
 -- The jobs that were called off and run under these leases, and the claims that
 -- they run by.
 CREATE FUNCTION {{schema}}.cancelled_under(leases uuid[]) RETURNS TABLE (id uuid, claims integer)
-LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
     RETURN QUERY SELECT j.id, j.claims FROM {{schema}}.jobs j WHERE j.cancelling AND j.lease_id = ANY (cancelled_under.leases);
 END

@@ -30,7 +30,7 @@ CREATE TABLE {{schema}}.job_progress (
 CREATE FUNCTION {{schema}}.report_progress(
     ids uuid[], claims integer[], percents integer[], notes text[], checkpoints text[], ages_us bigint[]
 ) RETURNS SETOF bigint
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET lock_timeout = '2s' SET enable_seqscan = off SET enable_bitmapscan = off
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '2s' SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     RETURN QUERY

@@ -1,11 +1,12 @@
 -- Queues with limits: how many of their jobs run at once and how many start in a
 -- time, altogether and of each key, and whose turn it is.
 --
--- A job that takes up a limit says so in its own row, in slot, which every write
--- that ends its attempt clears: so it is freed exactly once, and a job whose
--- process is gone counts until it is rescued. 1 and 2 count while it runs. Where
--- one job of a key runs at once, they are 2, and become 0 when the job has failed
--- or was put off: it keeps its key, so that the others come after it.
+-- A job that takes up the limits of its key says so in its own row, in slot, which
+-- every write that ends its attempt clears: so it is freed exactly once, and a job
+-- whose process is gone counts until it is rescued. 2 and 3 count while it runs.
+-- Where one job of a key runs at once, it is 3, and becomes 1 when the job has
+-- failed or was put off: it keeps its key, so that the others come after it. How
+-- many run in the queue is in 009_ends.sql.
 
 -- How many more jobs may start, as far as the limits of the whole queue go; NULL: any number.
 CREATE FUNCTION {{schema}}.room(l {{schema}}.queue_limits, at timestamptz) RETURNS bigint
@@ -14,7 +15,7 @@ DECLARE
     v_room bigint;
 BEGIN
     IF l.max_running IS NOT NULL THEN
-        v_room := l.max_running - (SELECT count(*) FROM {{schema}}.jobs j WHERE j.queue = l.queue AND j.slot > 0);
+        v_room := l.max_running - {{schema}}.running_in(l);
     END IF;
     IF l.rate IS NOT NULL THEN
         v_room := least(v_room, l.rate - {{schema}}.started(l.queue, '', room.at - l.rate_per));
@@ -68,20 +69,20 @@ BEGIN
         ) AS t, LATERAL (
             SELECT least(t.turn,
                 CASE WHEN k.key <> '' AND NOT v_serial AND l.max_running_per_key IS NOT NULL THEN l.max_running_per_key - (
-                    SELECT count(*) FROM {{schema}}.jobs r WHERE r.queue = l.queue AND r.key = k.key AND r.slot > 0) END,
+                    SELECT count(*) FROM {{schema}}.jobs r WHERE r.queue = l.queue AND r.key = k.key AND r.slot >= 2 AND r.lane IS NOT NULL) END,
                 CASE WHEN k.key <> '' AND l.key_rate IS NOT NULL THEN
                     l.key_rate - {{schema}}.started(l.queue, k.key, due_of_keys.at - l.key_rate_per) END) AS room
         ) AS a, LATERAL (
             SELECT h.id, h.run_at, NULL::boolean AS overdue, 0 AS priority FROM (
                 SELECT f.* FROM (
                     (SELECT j.id, j.run_at, j.status, j.name, j.slot FROM {{schema}}.jobs j
-                    WHERE j.queue = l.queue AND j.key = k.key AND j.slot IS NOT NULL ORDER BY j.slot DESC LIMIT 1)
+                    WHERE j.queue = l.queue AND j.key = k.key AND j.slot > 0 AND j.lane IS NOT NULL ORDER BY j.slot DESC LIMIT 1)
                     UNION ALL
                     (SELECT j.* FROM unnest(due_of_keys.priorities) AS p (priority), generate_series(0, 1) AS i (lane), LATERAL (
-                        SELECT j.id, j.run_at, j.status, j.name, NULL::smallint FROM {{schema}}.jobs j
-                        WHERE j.queue = l.queue AND j.key = k.key AND j.lane = 3 * p.priority + i.lane ORDER BY j.run_at, j.id LIMIT 1
+                        SELECT j.id, j.run_at, j.status, j.name, j.slot FROM {{schema}}.jobs j
+                        WHERE j.queue = l.queue AND j.key = k.key AND j.slot = 0 AND j.lane = 3 * p.priority + i.lane ORDER BY j.run_at, j.id LIMIT 1
                     ) AS j ORDER BY j.run_at, j.id LIMIT 1)
-                ) AS f ORDER BY f.slot DESC NULLS LAST LIMIT 1
+                ) AS f ORDER BY f.slot DESC LIMIT 1
             ) AS h
             WHERE v_serial AND k.key <> '' AND a.room > 0 AND h.status <> 'running' AND h.run_at <= due_of_keys.at
                 AND (due_of_keys.names IS NULL OR h.name = ANY (due_of_keys.names)) AND h.id <> ALL (due_of_keys.passed)
@@ -91,7 +92,7 @@ BEGIN
                     (VALUES (0, 'pending', due_of_keys.pending), (1, 'failed', due_of_keys.failed)) AS i (lane, status, wanted),
                     LATERAL (
                         SELECT j.id, j.run_at, j.run_at < due_of_keys.at - due_of_keys.overdue AS overdue, p.priority FROM {{schema}}.jobs j
-                        WHERE j.queue = l.queue AND j.key = k.key AND j.lane = 3 * p.priority + i.lane AND j.status = i.status
+                        WHERE j.queue = l.queue AND j.key = k.key AND j.slot = 0 AND j.lane = 3 * p.priority + i.lane AND j.status = i.status
                             AND j.run_at <= due_of_keys.at AND (due_of_keys.names IS NULL OR j.name = ANY (due_of_keys.names)) AND j.id <> ALL (due_of_keys.passed)
                         ORDER BY j.run_at, j.id LIMIT greatest(a.room, 0)) AS d
                 WHERE i.wanted AND (NOT v_serial OR k.key = '')
@@ -120,7 +121,8 @@ $$;
 
 -- The limits of a queue, locked until the transaction ends: so one claim after
 -- another is made of such a queue. Each statement after this sees what was
--- committed before it began, and so what the claims before have started.
+-- committed before it began, and so what the claims before have started. What has
+-- ended is taken off running, which count_running then writes.
 CREATE FUNCTION {{schema}}.lock_limits(queue text) RETURNS {{schema}}.queue_limits
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
@@ -131,6 +133,10 @@ BEGIN
             quote_literal(lock_limits.queue), upper(current_setting('transaction_isolation')) USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
     SELECT * INTO l FROM {{schema}}.queue_limits q WHERE q.queue = lock_limits.queue FOR NO KEY UPDATE;
+    IF coalesce(l.max_running, l.max_running_per_key) IS NOT NULL THEN
+        WITH ended AS (DELETE FROM {{schema}}.ends e WHERE e.queue = lock_limits.queue RETURNING e.n)
+        SELECT l.running - coalesce(sum(e.n), 0) INTO l.running FROM ended e;
+    END IF;
     RETURN l;
 END
 $$;
@@ -213,8 +219,8 @@ BEGIN
         )
         UPDATE {{schema}}.jobs j
         SET status = 'running', lease_id = claim_these.lease, started_at = claim_these.at, attempt = j.attempt + 1, claims = j.claims + 1,
-            slot = CASE WHEN l.max_running_per_key = 1 AND NOT l.skip_failed AND j.key <> '' THEN 2
-                WHEN coalesce(l.max_running, l.max_running_per_key) IS NOT NULL THEN 1 END
+            slot = CASE WHEN l.max_running_per_key IS NULL OR j.key = '' THEN 0 WHEN l.max_running_per_key = 1 AND NOT l.skip_failed THEN 3 ELSE 2 END,
+            counted = CASE WHEN coalesce(l.max_running, l.max_running_per_key) IS NOT NULL THEN true END
         WHERE j.ctid = ANY (ARRAY(SELECT d.row FROM due AS d))
         RETURNING j.*;
     IF coalesce(l.rate, l.key_rate) IS NOT NULL THEN

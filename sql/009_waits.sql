@@ -2,8 +2,7 @@
 
 -- next_due for a queue with limits, some of whose jobs are due: a time not after
 -- now() if one can start, else one at which that may be different. Nobody knows
--- when running jobs end: as with a blocking queue, they count until their lease
--- runs out.
+-- when running jobs end: they count until a lease runs out, maybe theirs.
 CREATE FUNCTION {{schema}}.next_start(queue text, pending boolean, failed boolean, names text[]) RETURNS timestamptz
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
@@ -11,8 +10,9 @@ DECLARE
     v_lost timestamptz;
 BEGIN
     SELECT * INTO l FROM {{schema}}.queue_limits q WHERE q.queue = next_start.queue;
-    SELECT min(e.expires_at) INTO v_lost FROM {{schema}}.leases e WHERE e.id = ANY (ARRAY(
-        SELECT DISTINCT j.lease_id FROM {{schema}}.jobs j WHERE j.queue = next_start.queue AND j.slot > 0));
+    IF {{schema}}.running_in(l) > 0 THEN
+        SELECT min(e.expires_at) INTO v_lost FROM {{schema}}.leases e;
+    END IF;
     IF v_lost <= now() THEN
         RETURN v_lost;
     END IF;
@@ -23,7 +23,6 @@ BEGIN
         RETURN now();
     END IF;
     RETURN least(v_lost,
-        (SELECT min(j.run_at) FROM {{schema}}.jobs j WHERE j.queue = l.queue AND j.slot = 0 AND j.run_at > now()),
         (SELECT min(s.started_at) + l.key_rate_per FROM {{schema}}.starts s
         WHERE l.key_rate IS NOT NULL AND s.queue = l.queue AND s.key <> '' AND s.started_at > now() - l.key_rate_per),
         (SELECT min(w.run_at) FROM unnest({{schema}}.priorities_of(l.queue)) AS p (priority), generate_series(0, 1) AS i (lane), LATERAL (
@@ -75,7 +74,7 @@ BEGIN
             WHERE l.key_rate IS NOT NULL AND s.queue = l.queue AND s.key <> '' AND s.started_at > now() - l.key_rate_per) AS k
         WHERE EXISTS (
             SELECT FROM unnest({{schema}}.priorities_of(l.queue)) AS p (priority), generate_series(0, 1) AS i (lane), LATERAL (
-                SELECT j.status FROM {{schema}}.jobs j WHERE j.queue = l.queue AND j.key = k.key AND j.lane = 3 * p.priority + i.lane
+                SELECT j.status FROM {{schema}}.jobs j WHERE j.queue = l.queue AND j.key = k.key AND j.slot IN (0, 1) AND j.lane = 3 * p.priority + i.lane
                     AND j.run_at <= now() AND j.status <> 'running' LIMIT 1) AS w)));
 END
 $$;

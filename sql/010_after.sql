@@ -184,7 +184,7 @@ CREATE FUNCTION {{schema}}.create_after(
     attributes text[], priorities integer[], job_keys text[], keys text[], fors_us bigint[], replaces boolean[], bounded boolean,
     idempotency_key text, digest text, children uuid[], parents uuid[], anys boolean[]
 ) RETURNS TABLE (job {{schema}}.jobs, duplicate boolean, changed boolean, asked text)
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_apart      boolean := create_after.bounded OR create_after.idempotency_key IS NOT NULL

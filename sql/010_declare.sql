@@ -11,6 +11,7 @@ LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan 
 DECLARE
     v_before {{schema}}.queue_limits%ROWTYPE;
     v_after  {{schema}}.queue_limits%ROWTYPE;
+    v_keys   boolean; -- one job of a key runs at once, and keeps it
 BEGIN
     SELECT * INTO v_before FROM {{schema}}.queue_limits l WHERE l.queue = declare_limits.queue;
     v_after := v_before;
@@ -37,18 +38,22 @@ BEGIN
     IF v_after.queue IS NOT NULL THEN
         v_after.last_key := coalesce(v_before.last_key, '');
         v_after.last_taken := coalesce(v_before.last_taken, 0);
+        v_after.running := 0; -- count_anew says
         INSERT INTO {{schema}}.queue_limits SELECT v_after.*;
     END IF;
     UPDATE {{schema}}.queues q SET limited = v_after.queue IS NOT NULL WHERE q.name = declare_limits.queue;
+    v_keys := coalesce(v_after.max_running_per_key = 1 AND NOT v_after.skip_failed, false);
     -- One that is locked is about to be finished.
     UPDATE {{schema}}.jobs j
-    SET slot = CASE WHEN coalesce(v_after.max_running, v_after.max_running_per_key) IS NULL THEN NULL
-        WHEN j.status = 'running' THEN coalesce(nullif(j.slot, 0), 1)
-        WHEN v_after.max_running_per_key = 1 AND NOT v_after.skip_failed THEN j.slot END
+    SET slot = CASE WHEN v_after.max_running_per_key IS NULL THEN 0
+            WHEN j.status = 'running' THEN CASE WHEN j.slot IN (1, 3) AND v_keys THEN 3 ELSE 2 END
+            WHEN v_keys THEN j.slot ELSE 0 END,
+        counted = CASE WHEN j.status = 'running' AND coalesce(v_after.max_running, v_after.max_running_per_key) IS NOT NULL THEN true END
     WHERE j.id = ANY (ARRAY(
         SELECT r.id FROM {{schema}}.jobs r
-        WHERE r.queue = declare_limits.queue AND r.lane IS NOT NULL AND (r.status = 'running' OR r.slot IS NOT NULL)
+        WHERE r.queue = declare_limits.queue AND r.lane IS NOT NULL AND (r.status = 'running' OR r.slot > 0)
         ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED));
+    PERFORM {{schema}}.count_anew(declare_limits.queue);
     RETURN v_before.queue IS NOT NULL;
 END
 $$;
