@@ -79,6 +79,29 @@ func TestTheJobsOfAKeyRunInOrder(t *testing.T) {
 	requireNothingCounts(t, pool, g.schema)
 }
 
+// A job that has kept its key is found when limits no longer ask for that, also if
+// somebody had locked it when they were set.
+func TestAJobThatKeptItsKeyRunsUnderOtherLimits(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	g := newGated(t, scheduler.QueueConfig{MaxConcurrencyPerKey: 1})
+	id := g.create(t, "a")
+	_, run := g.start(t, 1, 1)
+	g.gate(id) <- scheduler.RetryAfter(time.Hour, nil)
+	await(t, run)
+	tx, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	mustExec(t, tx, "SELECT FROM "+g.schema+".jobs FOR UPDATE")
+	limit(t, g, scheduler.QueueConfig{MaxConcurrencyPerKey: 2})
+	require.NoError(t, tx.Rollback(t.Context()))
+	mustRetry(t, g.Scheduler, id)
+	begun, run := g.start(t, 1, 1)
+	require.Equal(t, []string{id}, begun)
+	g.gate(id) <- nil
+	require.Equal(t, 1, await(t, run).report.Succeeded)
+	requireNothingCounts(t, pool, g.schema)
+}
+
 func TestSkipFailedLetsAKeyGoOn(t *testing.T) {
 	t.Parallel()
 	g := newGated(t, scheduler.QueueConfig{MaxConcurrencyPerKey: 1, SkipFailed: true})

@@ -13,8 +13,8 @@
 
 -- What one column may hold is a domain's matter: every statement reads and compiles
 -- the constraints of a table anew, which took a third of the time of a creation,
--- and those of a domain once a session. So the table has one that is short; see
--- jobs_are_sound for the rest.
+-- and those of a domain once a session. So the table has one, which is short and
+-- keeps jobs from being lost when somebody changes a status by hand.
 CREATE DOMAIN {{schema}}.job_time AS timestamptz CONSTRAINT job_time_is_finite CHECK (isfinite(VALUE));
 CREATE DOMAIN {{schema}}.job_timeout AS bigint CONSTRAINT job_timeout_positive CHECK (VALUE > 0);
 CREATE DOMAIN {{schema}}.job_attempt AS smallint CONSTRAINT job_attempt_not_negative CHECK (VALUE >= 0);
@@ -54,7 +54,8 @@ CREATE TABLE {{schema}}.jobs (
     slot         smallint                NOT NULL DEFAULT 0, -- what it takes up of the limits of its key; 0: nothing
     counted      boolean,                                    -- true while it runs and counts in its queue; false when that is over; NULL: it did not
 
-    CONSTRAINT jobs_live_is_unfinished CHECK ((lane IS NULL) = (finished_at IS NOT NULL))
+    CONSTRAINT jobs_status_is_sound CHECK ((lane IS NULL) = (finished_at IS NOT NULL)
+        AND (lane IS NULL) = (status = ANY ('{succeeded,dead,cancelled}')) AND (lease_id IS NOT NULL) = (status = 'running'))
 ) WITH (
     -- Half of a page is left for the row versions that claims write: those then
     -- need no new index entries.
@@ -69,33 +70,6 @@ CREATE TABLE {{schema}}.jobs (
     -- many finished rows, each look for what is due would pass what was drained.
     vacuum_index_cleanup = on
 );
-
--- A job that is not in the lane where its status belongs would never be found
--- again. What the library writes is right; a status that is changed by hand is
--- looked at. The condition is only what tells the two apart at once: it is
--- compiled for each statement.
-CREATE FUNCTION {{schema}}.refuse_unsound() RETURNS trigger
-LANGUAGE plpgsql SET search_path = '' AS $$
-BEGIN
-    IF (CASE NEW.status
-            WHEN 'pending' THEN NEW.lane = CASE WHEN NEW.waits_for > 0 THEN 303 ELSE 3 * NEW.priority END
-            WHEN 'failed' THEN NEW.lane = 3 * NEW.priority + 1
-            WHEN 'running' THEN NEW.lane BETWEEN 3 * NEW.priority AND 3 * NEW.priority + 2
-            ELSE NEW.lane IS NULL END
-        AND (NEW.status = 'running') = (NEW.lease_id IS NOT NULL) AND (NEW.counted IS NOT TRUE OR NEW.status = 'running')
-        AND NEW.attempt <= NEW.max_attempts) IS NOT TRUE
-    THEN
-        RAISE EXCEPTION 'job %: status %, lane %, priority %, attempt % of %, % lease: these do not go together',
-            NEW.id, NEW.status, coalesce(NEW.lane::text, 'NULL'), NEW.priority, NEW.attempt, NEW.max_attempts,
-            CASE WHEN NEW.lease_id IS NULL THEN 'no' ELSE 'a' END
-            USING ERRCODE = 'check_violation', CONSTRAINT = TG_NAME, HINT = 'Jobs are changed by cancel_job, retry_job, reschedule_job and delete_job.';
-    END IF;
-    RETURN NULL;
-END
-$$;
-CREATE TRIGGER jobs_are_sound AFTER UPDATE ON {{schema}}.jobs FOR EACH ROW
-WHEN (NEW.status <> OLD.status AND NEW.claims = OLD.claims AND NEW.lane IS NOT DISTINCT FROM OLD.lane)
-EXECUTE FUNCTION {{schema}}.refuse_unsound();
 
 -- Only what is not finished is in here, so finished rows cost a claim nothing.
 --

@@ -280,8 +280,9 @@ $$;
 -- When the next job becomes due that a run with this filter would pick: NULL
 -- if there is none or the queue is paused, a time not after now() if there is
 -- one already. A running job counts from the moment its lease has run out.
--- names: only jobs of these names; NULL: of any. since: as in claim, but where
--- nothing is due from then on, all is looked at.
+-- names: only jobs of these names; NULL: of any. since: as in claim, also without
+-- effect where jobs have priorities, but where nothing is due from then on, all is
+-- looked at.
 CREATE FUNCTION {{schema}}.next_due(queue text, status text DEFAULT 'any', names text[] DEFAULT NULL, since timestamptz DEFAULT NULL)
 RETURNS timestamptz
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off AS $$
@@ -293,6 +294,7 @@ DECLARE
     v_failed   timestamptz;
     v_due      timestamptz;
     v_lost     timestamptz;
+    v_since    timestamptz;
 BEGIN
     SELECT * INTO v_queue FROM {{schema}}.queues q WHERE q.name = next_due.queue;
     IF NOT FOUND THEN
@@ -312,12 +314,13 @@ BEGIN
         RETURN v_head.run_at;
     END IF;
 
+    v_since := CASE WHEN NOT v_queue.prioritized THEN next_due.since END;
     FOREACH v_priority IN ARRAY CASE WHEN v_queue.prioritized THEN {{schema}}.priorities(next_due.queue) ELSE '{0}' END LOOP
         IF next_due.status <> 'failed' THEN
-            v_pending := least(v_pending, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority, 'pending', next_due.names, next_due.since));
+            v_pending := least(v_pending, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority, 'pending', next_due.names, v_since));
         END IF;
         IF next_due.status <> 'pending' THEN
-            v_failed := least(v_failed, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority + 1, 'failed', next_due.names, next_due.since));
+            v_failed := least(v_failed, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority + 1, 'failed', next_due.names, v_since));
         END IF;
     END LOOP;
     v_due := least(v_pending, v_failed);

@@ -83,6 +83,7 @@ BEGIN
     -- it one that has run out. Once in a pass over the old jobs.
     IF v_last IS NULL THEN
         PERFORM {{schema}}.clean_up_starts();
+        PERFORM {{schema}}.clean_up_counts();
         INSERT INTO {{schema}}.leases (id, holder, expires_at)
             SELECT DISTINCT j.lease_id, 'deleted', now() FROM {{schema}}.jobs j
             WHERE j.lane IS NOT NULL AND j.status = 'running' AND NOT EXISTS (SELECT FROM {{schema}}.leases l WHERE l.id = j.lease_id)

@@ -48,30 +48,38 @@ BEGIN
 END
 $$;
 
+-- How many of its jobs are marked as counted. All that is live is read for that.
+CREATE FUNCTION {{schema}}.counted_in(queue text) RETURNS bigint
+LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+BEGIN
+    RETURN (SELECT count(*) FROM {{schema}}.jobs j WHERE j.queue = counted_in.queue AND j.lane IS NOT NULL AND j.counted);
+END
+$$;
+
 -- Counts what runs in a queue, while no claim does.
 CREATE FUNCTION {{schema}}.count_anew(queue text) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
     -- In one statement: what has ended is in none of the two, what has not is in both.
     WITH ended AS (DELETE FROM {{schema}}.ends e WHERE e.queue = count_anew.queue)
-    UPDATE {{schema}}.queue_limits q SET running = (
-        SELECT count(*) FROM {{schema}}.jobs j WHERE j.queue = count_anew.queue AND j.lane IS NOT NULL AND j.counted)
+    UPDATE {{schema}}.queue_limits q SET running = {{schema}}.counted_in(count_anew.queue)
     WHERE q.queue = count_anew.queue;
 END
 $$;
 
--- Jobs are not deleted while they run, but by hand.
-CREATE FUNCTION {{schema}}.note_deletion() RETURNS trigger
-LANGUAGE plpgsql SET search_path = '' AS $$
+-- Counts anew where the number is not that of the jobs: where somebody has deleted
+-- some by hand while they ran. All of it is seen in one moment.
+CREATE FUNCTION {{schema}}.clean_up_counts() RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    v_queue text;
 BEGIN
-    IF TG_OP = 'TRUNCATE' THEN
-        DELETE FROM {{schema}}.ends;
-        UPDATE {{schema}}.queue_limits SET running = 0 WHERE running <> 0;
-    ELSE
-        PERFORM {{schema}}.note_ends(ARRAY[OLD.queue::text]);
-    END IF;
-    RETURN NULL;
+    FOR v_queue IN
+        SELECT q.queue FROM {{schema}}.queue_limits q
+        WHERE coalesce(q.max_running, q.max_running_per_key) IS NOT NULL AND {{schema}}.running_in(q) <> {{schema}}.counted_in(q.queue)
+    LOOP
+        PERFORM FROM {{schema}}.queue_limits q WHERE q.queue = v_queue FOR NO KEY UPDATE; -- no claim from here on
+        PERFORM {{schema}}.count_anew(v_queue);
+    END LOOP;
 END
 $$;
-CREATE TRIGGER jobs_deleted_while_counted AFTER DELETE ON {{schema}}.jobs FOR EACH ROW WHEN (OLD.counted) EXECUTE FUNCTION {{schema}}.note_deletion();
-CREATE TRIGGER jobs_truncated AFTER TRUNCATE ON {{schema}}.jobs FOR EACH STATEMENT EXECUTE FUNCTION {{schema}}.note_deletion();

@@ -48,57 +48,91 @@ $$;
 
 -- Up to n of the due jobs of these keys that may start as far as the limits of
 -- keys go, in the order of the keys: up to first of the first one, and most of
--- each other.
---
--- Where one job of a key runs at once, that is the one which keeps the key, or
--- the first in order, whatever its status or name is: if it can't start now, none
--- of the key can. '' is no key: its jobs are not limited.
+-- each other. '' is no key: its jobs are not limited, whatever the others are.
 CREATE FUNCTION {{schema}}.due_of_keys(
+    l {{schema}}.queue_limits, keys text[], first bigint, most bigint, pending boolean, failed boolean, names text[], n bigint,
+    at timestamptz, overdue interval, priorities integer[], passed uuid[]
+) RETURNS TABLE (id uuid, key text, run_at timestamptz)
+LANGUAGE plpgsql STABLE SET search_path = '' AS $$
+DECLARE
+    v_place integer := coalesce(array_position(keys, ''), cardinality(keys) + 1);
+    v_found bigint;
+BEGIN
+    IF l.max_running_per_key IS DISTINCT FROM 1 OR l.skip_failed THEN
+        RETURN QUERY SELECT * FROM {{schema}}.some_of_keys(l, keys, first, most, pending, failed, names, n, at, overdue, priorities, passed);
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT * FROM {{schema}}.first_of_keys(l, keys[:v_place - 1], names, n, at, priorities, passed);
+    GET DIAGNOSTICS v_found = ROW_COUNT;
+    IF v_place > cardinality(keys) THEN
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT * FROM {{schema}}.some_of_keys(l, '{""}', CASE v_place WHEN 1 THEN first ELSE most END, 0,
+        pending, failed, names, n - v_found, at, overdue, priorities, passed);
+    GET DIAGNOSTICS v_place = ROW_COUNT;
+    RETURN QUERY SELECT * FROM {{schema}}.first_of_keys(l, keys[array_position(keys, '') + 1:], names, n - v_found - v_place, at, priorities, passed);
+END
+$$;
+
+-- The part of due_of_keys for queues in which one job of a key runs at once: that
+-- is the one which keeps the key, or the first in order, whatever its status or
+-- name is. If it can't start now, none of the key can.
+CREATE FUNCTION {{schema}}.first_of_keys(
+    l {{schema}}.queue_limits, keys text[], names text[], n bigint, at timestamptz, priorities integer[], passed uuid[]
+) RETURNS TABLE (id uuid, key text, run_at timestamptz)
+LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    v_lanes integer[] := ARRAY(SELECT 3 * p.priority + i.lane FROM unnest(first_of_keys.priorities) AS p (priority), generate_series(0, 1) AS i (lane));
+BEGIN
+    RETURN QUERY
+        SELECT f.id, k.key, f.run_at::timestamptz
+        FROM unnest(first_of_keys.keys) AS k (key), LATERAL (
+            SELECT * FROM (
+                (SELECT j.id, j.run_at, j.status, j.name, j.slot FROM {{schema}}.jobs j
+                WHERE j.queue = l.queue AND j.key = k.key AND j.slot > 0 AND j.lane IS NOT NULL ORDER BY j.slot DESC LIMIT 1)
+                UNION ALL
+                (SELECT w.* FROM unnest(v_lanes) AS i (lane), LATERAL (
+                    SELECT j.id, j.run_at, j.status, j.name, j.slot FROM {{schema}}.jobs j
+                    WHERE j.queue = l.queue AND j.key = k.key AND j.slot = 0 AND j.lane = i.lane ORDER BY j.run_at, j.id LIMIT 1
+                ) AS w ORDER BY w.run_at, w.id LIMIT 1)
+            ) AS a ORDER BY a.slot DESC LIMIT 1
+        ) AS f
+        WHERE f.status <> 'running' AND f.run_at <= first_of_keys.at AND (first_of_keys.names IS NULL OR f.name = ANY (first_of_keys.names))
+            AND f.id <> ALL (first_of_keys.passed)
+            AND (l.key_rate IS NULL OR l.key_rate > {{schema}}.started(l.queue, k.key, first_of_keys.at - l.key_rate_per))
+        LIMIT first_of_keys.n;
+END
+$$;
+
+-- The part of due_of_keys for all others.
+CREATE FUNCTION {{schema}}.some_of_keys(
     l {{schema}}.queue_limits, keys text[], first bigint, most bigint, pending boolean, failed boolean, names text[], n bigint,
     at timestamptz, overdue interval, priorities integer[], passed uuid[]
 ) RETURNS TABLE (id uuid, key text, run_at timestamptz)
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
-DECLARE
-    v_serial boolean := l.max_running_per_key IS NOT DISTINCT FROM 1 AND NOT l.skip_failed;
 BEGIN
     RETURN QUERY
         SELECT s.id, k.key, s.run_at::timestamptz
-        FROM unnest(due_of_keys.keys) WITH ORDINALITY AS k (key, place), LATERAL (
-            SELECT CASE WHEN k.place = 1 THEN due_of_keys.first ELSE due_of_keys.most END AS turn
-        ) AS t, LATERAL (
-            SELECT least(t.turn,
-                CASE WHEN k.key <> '' AND NOT v_serial AND l.max_running_per_key IS NOT NULL THEN l.max_running_per_key - (
+        FROM unnest(some_of_keys.keys) WITH ORDINALITY AS k (key, place), LATERAL (
+            SELECT greatest(0, least(CASE WHEN k.place = 1 THEN some_of_keys.first ELSE some_of_keys.most END,
+                CASE WHEN k.key <> '' AND l.max_running_per_key IS NOT NULL THEN l.max_running_per_key - (
                     SELECT count(*) FROM {{schema}}.jobs r WHERE r.queue = l.queue AND r.key = k.key AND r.slot >= 2 AND r.lane IS NOT NULL) END,
                 CASE WHEN k.key <> '' AND l.key_rate IS NOT NULL THEN
-                    l.key_rate - {{schema}}.started(l.queue, k.key, due_of_keys.at - l.key_rate_per) END) AS room
+                    l.key_rate - {{schema}}.started(l.queue, k.key, some_of_keys.at - l.key_rate_per) END)) AS room
         ) AS a, LATERAL (
-            SELECT h.id, h.run_at, NULL::boolean AS overdue, 0 AS priority FROM (
-                SELECT f.* FROM (
-                    (SELECT j.id, j.run_at, j.status, j.name, j.slot FROM {{schema}}.jobs j
-                    WHERE j.queue = l.queue AND j.key = k.key AND j.slot > 0 AND j.lane IS NOT NULL ORDER BY j.slot DESC LIMIT 1)
-                    UNION ALL
-                    (SELECT j.* FROM unnest(due_of_keys.priorities) AS p (priority), generate_series(0, 1) AS i (lane), LATERAL (
-                        SELECT j.id, j.run_at, j.status, j.name, j.slot FROM {{schema}}.jobs j
-                        WHERE j.queue = l.queue AND j.key = k.key AND j.slot = 0 AND j.lane = 3 * p.priority + i.lane ORDER BY j.run_at, j.id LIMIT 1
-                    ) AS j ORDER BY j.run_at, j.id LIMIT 1)
-                ) AS f ORDER BY f.slot DESC LIMIT 1
-            ) AS h
-            WHERE v_serial AND k.key <> '' AND a.room > 0 AND h.status <> 'running' AND h.run_at <= due_of_keys.at
-                AND (due_of_keys.names IS NULL OR h.name = ANY (due_of_keys.names)) AND h.id <> ALL (due_of_keys.passed)
-            UNION ALL
-            SELECT d.* FROM (
-                SELECT d.* FROM unnest(due_of_keys.priorities) AS p (priority),
-                    (VALUES (0, 'pending', due_of_keys.pending), (1, 'failed', due_of_keys.failed)) AS i (lane, status, wanted),
-                    LATERAL (
-                        SELECT j.id, j.run_at, j.run_at < due_of_keys.at - due_of_keys.overdue AS overdue, p.priority FROM {{schema}}.jobs j
-                        WHERE j.queue = l.queue AND j.key = k.key AND j.slot = 0 AND j.lane = 3 * p.priority + i.lane AND j.status = i.status
-                            AND j.run_at <= due_of_keys.at AND (due_of_keys.names IS NULL OR j.name = ANY (due_of_keys.names)) AND j.id <> ALL (due_of_keys.passed)
-                        ORDER BY j.run_at, j.id LIMIT greatest(a.room, 0)) AS d
-                WHERE i.wanted AND (NOT v_serial OR k.key = '')
-                ORDER BY d.overdue DESC NULLS LAST, CASE WHEN d.overdue THEN 0 ELSE d.priority END, d.run_at, d.id LIMIT greatest(a.room, 0)
-            ) AS d
-        ) AS s LIMIT due_of_keys.n;
+            SELECT d.* FROM unnest(some_of_keys.priorities) AS p (priority),
+                (VALUES (0, 'pending', some_of_keys.pending), (1, 'failed', some_of_keys.failed)) AS i (lane, status, wanted),
+                unnest('{0,1}'::smallint[]) AS o (slot), -- 1: it has kept its key under limits that there were before
+                LATERAL (
+                    SELECT j.id, j.run_at, j.run_at < some_of_keys.at - some_of_keys.overdue AS overdue, p.priority FROM {{schema}}.jobs j
+                    WHERE j.queue = l.queue AND j.key = k.key AND j.slot = o.slot AND j.lane = 3 * p.priority + i.lane AND j.status = i.status
+                        AND j.run_at <= some_of_keys.at AND (some_of_keys.names IS NULL OR j.name = ANY (some_of_keys.names)) AND j.id <> ALL (some_of_keys.passed)
+                    ORDER BY j.run_at, j.id LIMIT a.room) AS d
+            WHERE i.wanted
+            ORDER BY d.overdue DESC NULLS LAST, CASE WHEN d.overdue THEN 0 ELSE d.priority END, d.run_at, d.id LIMIT a.room
+        ) AS s LIMIT some_of_keys.n;
 END
 $$;
 
