@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -94,6 +95,7 @@ func (f *finisher) covered(writer int) bool {
 }
 
 func (f *finisher) write(s *Scheduler, writer int) {
+	runtime.Gosched() // handlers that are as short as the first one's come along
 	for {
 		f.mu.Lock()
 		n := batchOf(f.waiting)

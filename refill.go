@@ -6,9 +6,9 @@ import (
 )
 
 // refill says when jobs of a limited queue that have ended are worth a claim of
-// others in their place: at once when half of those that ran have, else a moment
-// after the first one. Short jobs end in a row, and so one claim takes the place
-// of many.
+// others in their place: at once when few of those that ran are left, else a
+// moment after the first one. Short jobs end in a row, and so one claim replaces
+// many.
 type refill struct {
 	freed   chan struct{} // of one element: there is room
 	mu      sync.Mutex
@@ -17,7 +17,10 @@ type refill struct {
 	soon    bool // freed is to come
 }
 
-const refillWait = 2 * time.Millisecond
+const (
+	refillWait = 2 * time.Millisecond
+	fewAreLeft = 8 // one of so many
+)
 
 // count is how many jobs are running.
 func (r *refill) count() int {
@@ -37,7 +40,7 @@ func (r *refill) ended() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.running--
-	if 8*r.running <= r.most {
+	if fewAreLeft*r.running <= r.most {
 		wake(r.freed)
 		return
 	}
