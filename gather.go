@@ -15,8 +15,8 @@ import (
 
 // gatherer lets creations that come together share a statement and its commit,
 // which is most of what one costs. One that comes alone is sent at once. Those
-// that come while it is on its way wait until it has landed, but no longer than
-// gatherFor: a statement that hangs holds up those in it only.
+// that come while mostFlights are on their way wait until one has landed, but no
+// longer than gatherFor: a statement that hangs holds up those in it only.
 type gatherer struct {
 	mu      sync.Mutex
 	flights int       // statements on their way
@@ -27,7 +27,7 @@ type gatherer struct {
 
 const (
 	gatherFor         = 2 * time.Millisecond
-	mostFlights       = 2
+	mostFlights       = 2 // while the database works at one, the next is made
 	mostGathered      = 1000
 	mostGatheredBytes = 4 << 20
 )
