@@ -28,16 +28,16 @@ $$;
 -- in the order of claim_by_priority. Those passed over are left out.
 CREATE FUNCTION {{schema}}.first_due(
     queue text, pending boolean, failed boolean, names text[], n bigint, at timestamptz, overdue interval, priorities integer[], passed uuid[]
-) RETURNS TABLE (id uuid, key text, run_at timestamptz)
+) RETURNS TABLE (id uuid, key text, run_at timestamptz, version tid)
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT d.id, d.key::text, d.run_at::timestamptz
+        SELECT d.id, d.key::text, d.run_at::timestamptz, d.version
         FROM unnest(first_due.priorities) AS p (priority),
             (VALUES (0, 'pending', first_due.pending), (1, 'failed', first_due.failed)) AS k (lane, status, wanted),
             LATERAL (
-                SELECT j.id, j.key, j.run_at, j.run_at < first_due.at - first_due.overdue AS overdue FROM {{schema}}.jobs j
+                SELECT j.id, j.ctid AS version, j.key, j.run_at, j.run_at < first_due.at - first_due.overdue AS overdue FROM {{schema}}.jobs j
                 WHERE j.queue = first_due.queue AND j.lane = 3 * p.priority + k.lane AND j.status = k.status AND j.run_at <= first_due.at
                     AND (first_due.names IS NULL OR j.name = ANY (first_due.names)) AND j.id <> ALL (first_due.passed)
                 ORDER BY j.run_at, j.id LIMIT first_due.n) AS d
@@ -52,7 +52,7 @@ $$;
 CREATE FUNCTION {{schema}}.due_of_keys(
     l {{schema}}.queue_limits, keys text[], first bigint, most bigint, pending boolean, failed boolean, names text[], n bigint,
     at timestamptz, overdue interval, priorities integer[], passed uuid[]
-) RETURNS TABLE (id uuid, key text, run_at timestamptz)
+) RETURNS TABLE (id uuid, key text, run_at timestamptz, version tid)
 LANGUAGE plpgsql STABLE SET search_path = '' AS $$
 DECLARE
     v_place integer := coalesce(array_position(keys, ''), cardinality(keys) + 1);
@@ -79,21 +79,24 @@ $$;
 -- name is. If it can't start now, none of the key can.
 CREATE FUNCTION {{schema}}.first_of_keys(
     l {{schema}}.queue_limits, keys text[], names text[], n bigint, at timestamptz, priorities integer[], passed uuid[]
-) RETURNS TABLE (id uuid, key text, run_at timestamptz)
+) RETURNS TABLE (id uuid, key text, run_at timestamptz, version tid)
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
-    v_lanes integer[] := ARRAY(SELECT 3 * p.priority + i.lane FROM unnest(first_of_keys.priorities) AS p (priority), generate_series(0, 1) AS i (lane));
+    -- Those that are not empty: mostly one.
+    v_lanes integer[] := ARRAY(
+        SELECT w.lane FROM unnest(first_of_keys.priorities) AS p (priority), generate_series(0, 1) AS i (lane), LATERAL (
+            SELECT j.lane FROM {{schema}}.jobs j WHERE j.queue = l.queue AND j.lane = 3 * p.priority + i.lane LIMIT 1) AS w);
 BEGIN
     RETURN QUERY
-        SELECT f.id, k.key, f.run_at::timestamptz
+        SELECT f.id, k.key, f.run_at::timestamptz, f.version
         FROM unnest(first_of_keys.keys) AS k (key), LATERAL (
             SELECT * FROM (
-                (SELECT j.id, j.run_at, j.status, j.name, j.slot FROM {{schema}}.jobs j
+                (SELECT j.id, j.ctid AS version, j.run_at, j.status, j.name, j.slot FROM {{schema}}.jobs j
                 WHERE j.queue = l.queue AND j.key = k.key AND j.slot > 0 AND j.lane IS NOT NULL ORDER BY j.slot DESC LIMIT 1)
                 UNION ALL
                 (SELECT w.* FROM unnest(v_lanes) AS i (lane), LATERAL (
-                    SELECT j.id, j.run_at, j.status, j.name, j.slot FROM {{schema}}.jobs j
+                    SELECT j.id, j.ctid AS version, j.run_at, j.status, j.name, j.slot FROM {{schema}}.jobs j
                     WHERE j.queue = l.queue AND j.key = k.key AND j.slot = 0 AND j.lane = i.lane ORDER BY j.run_at, j.id LIMIT 1
                 ) AS w ORDER BY w.run_at, w.id LIMIT 1)
             ) AS a ORDER BY a.slot DESC LIMIT 1
@@ -109,12 +112,12 @@ $$;
 CREATE FUNCTION {{schema}}.some_of_keys(
     l {{schema}}.queue_limits, keys text[], first bigint, most bigint, pending boolean, failed boolean, names text[], n bigint,
     at timestamptz, overdue interval, priorities integer[], passed uuid[]
-) RETURNS TABLE (id uuid, key text, run_at timestamptz)
+) RETURNS TABLE (id uuid, key text, run_at timestamptz, version tid)
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT s.id, k.key, s.run_at::timestamptz
+        SELECT s.id, k.key, s.run_at::timestamptz, s.version
         FROM unnest(some_of_keys.keys) WITH ORDINALITY AS k (key, place), LATERAL (
             SELECT greatest(0, least(CASE WHEN k.place = 1 THEN some_of_keys.first ELSE some_of_keys.most END,
                 CASE WHEN k.key <> '' AND l.max_running_per_key IS NOT NULL THEN l.max_running_per_key - (
@@ -126,7 +129,7 @@ BEGIN
                 (VALUES (0, 'pending', some_of_keys.pending), (1, 'failed', some_of_keys.failed)) AS i (lane, status, wanted),
                 unnest('{0,1}'::smallint[]) AS o (slot), -- 1: it has kept its key under limits that there were before
                 LATERAL (
-                    SELECT j.id, j.run_at, j.run_at < some_of_keys.at - some_of_keys.overdue AS overdue, p.priority FROM {{schema}}.jobs j
+                    SELECT j.id, j.ctid AS version, j.run_at, j.run_at < some_of_keys.at - some_of_keys.overdue AS overdue, p.priority FROM {{schema}}.jobs j
                     WHERE j.queue = l.queue AND j.key = k.key AND j.slot = o.slot AND j.lane = 3 * p.priority + i.lane AND j.status = i.status
                         AND j.run_at <= some_of_keys.at AND (some_of_keys.names IS NULL OR j.name = ANY (some_of_keys.names)) AND j.id <> ALL (some_of_keys.passed)
                     ORDER BY j.run_at, j.id LIMIT a.room) AS d
@@ -189,15 +192,15 @@ DECLARE
     v_claimed    bigint;
     v_ids        uuid[];
     v_run_ats    timestamptz[];
+    v_versions   tid[];
     v_keys       text[];
     v_passed     uuid[] := '{}'; -- locked by somebody, so about to be changed
 BEGIN
     WHILE v_left > 0 LOOP
-        v_look := CASE WHEN v_keyed THEN 2 * v_left + 100 ELSE v_left END;
-        SELECT array_agg(d.id ORDER BY d.place), array_agg(d.run_at ORDER BY d.place), array_agg(d.key ORDER BY d.place)
-        INTO v_ids, v_run_ats, v_keys
+        v_look := CASE WHEN v_keyed THEN v_left + v_left / 2 + 100 ELSE v_left END;
+        SELECT array_agg(d.id), array_agg(d.run_at), array_agg(d.version), array_agg(d.key) INTO v_ids, v_run_ats, v_versions, v_keys
         FROM {{schema}}.first_due(l.queue, claim_by_key.pending, claim_by_key.failed, claim_by_key.names, v_look, claim_by_key.at,
-            claim_by_key.overdue, v_priorities, v_passed) WITH ORDINALITY AS d (id, key, run_at, place);
+            claim_by_key.overdue, v_priorities, v_passed) AS d;
         IF v_ids IS NULL THEN
             RETURN;
         END IF;
@@ -205,11 +208,11 @@ BEGIN
             v_look := v_look - cardinality(v_ids);
             v_keys := {{schema}}.keys_in_order(v_ids, v_keys);
             EXIT WHEN l.key_round IS NOT NULL;
-            SELECT array_agg(d.id), array_agg(d.run_at) INTO v_ids, v_run_ats
+            SELECT array_agg(d.id), array_agg(d.run_at), array_agg(d.version) INTO v_ids, v_run_ats, v_versions
             FROM {{schema}}.due_of_keys(l, v_keys, v_left, v_left, claim_by_key.pending, claim_by_key.failed, claim_by_key.names,
                 v_left, claim_by_key.at, claim_by_key.overdue, v_priorities, v_passed) AS d;
         END IF;
-        RETURN QUERY SELECT * FROM {{schema}}.claim_these(l, v_ids, v_run_ats, claim_by_key.lease, claim_by_key.at);
+        RETURN QUERY SELECT * FROM {{schema}}.claim_these(l, v_ids, v_run_ats, v_versions, claim_by_key.lease, claim_by_key.at);
         GET DIAGNOSTICS v_claimed = ROW_COUNT;
         v_left := v_left - v_claimed;
         EXIT WHEN v_claimed = coalesce(cardinality(v_ids), 0);
@@ -239,16 +242,18 @@ BEGIN
 END
 $$;
 
--- Starts those of these jobs that nobody has locked or changed meanwhile.
+-- Starts those of these jobs, known by the versions of their rows, that nobody has
+-- locked or changed meanwhile. (Nor has anything else come into their place: the
+-- statement that this is part of sees the old versions still.)
 CREATE FUNCTION {{schema}}.claim_these(
-    l {{schema}}.queue_limits, ids uuid[], run_ats timestamptz[], lease uuid, at timestamptz) RETURNS SETOF {{schema}}.jobs
+    l {{schema}}.queue_limits, ids uuid[], run_ats timestamptz[], versions tid[], lease uuid, at timestamptz) RETURNS SETOF {{schema}}.jobs
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     RETURN QUERY
         WITH due AS MATERIALIZED (
-            SELECT j.ctid AS row FROM unnest(claim_these.ids, claim_these.run_ats) AS d (id, run_at)
-            JOIN {{schema}}.jobs j ON j.id = d.id AND j.run_at = d.run_at
+            SELECT j.ctid AS row FROM unnest(claim_these.ids, claim_these.run_ats, claim_these.versions) AS d (id, run_at, version)
+            JOIN {{schema}}.jobs j ON j.ctid = d.version AND j.id = d.id AND j.run_at = d.run_at
             WHERE j.status IN ('pending', 'failed') FOR UPDATE OF j SKIP LOCKED
         )
         UPDATE {{schema}}.jobs j
@@ -289,6 +294,7 @@ DECLARE
     v_is_over boolean;
     v_ids     uuid[];
     v_run_ats timestamptz[];
+    v_versions tid[];
     v_served  text[];
     v_keys    bigint; -- that had jobs in this round
     v_claimed bigint;
@@ -301,7 +307,8 @@ BEGIN
         WHILE v_left > 0 AND NOT v_is_over LOOP
             SELECT r.keys, r.after, r.is_over INTO v_chunk, v_after, v_is_over
             FROM {{schema}}.go_round(l.queue, claim_in_turn.keys, 2 * v_left + 10, v_start, v_after, v_rest > 0) AS r;
-            SELECT array_agg(d.id), array_agg(d.run_at), array_agg(d.key), count(DISTINCT d.key) INTO v_ids, v_run_ats, v_served, v_claimed
+            SELECT array_agg(d.id), array_agg(d.run_at), array_agg(d.version), array_agg(d.key), count(DISTINCT d.key)
+            INTO v_ids, v_run_ats, v_versions, v_served, v_claimed
             FROM {{schema}}.due_of_keys(l, v_chunk, coalesce(nullif(v_rest, 0), v_turn), v_turn, claim_in_turn.pending, claim_in_turn.failed,
                 claim_in_turn.names, v_left, claim_in_turn.at, claim_in_turn.overdue, claim_in_turn.priorities, '{}') AS d;
             IF v_ids IS NOT NULL THEN
@@ -309,7 +316,7 @@ BEGIN
                 v_taken := CASE WHEN v_rest > 0 AND v_served[cardinality(v_served)] = v_last THEN l.last_taken ELSE 0 END
                     + cardinality(array_positions(v_served, v_served[cardinality(v_served)]));
                 v_last := v_served[cardinality(v_served)];
-                RETURN QUERY SELECT * FROM {{schema}}.claim_these(l, v_ids, v_run_ats, claim_in_turn.lease, claim_in_turn.at);
+                RETURN QUERY SELECT * FROM {{schema}}.claim_these(l, v_ids, v_run_ats, v_versions, claim_in_turn.lease, claim_in_turn.at);
                 GET DIAGNOSTICS v_claimed = ROW_COUNT;
                 v_left := v_left - v_claimed;
             END IF;
