@@ -113,7 +113,7 @@ func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, 
 	progress := &q.progress[lanesOf(status)]
 	since, after := progress.since()
 	jobs, err := s.askFor(ctx, q, status, lease, n, since, after)
-	if err == nil && (len(jobs) == n || len(jobs) > 0 && q.limited()) { // limits may be why it is not n
+	if err == nil && (len(jobs) == n || since == nil && len(jobs) > 0 && q.limited()) { // limits may be why it is not n
 		progress.reached(jobs[len(jobs)-1])
 		return jobs, nil
 	}

@@ -34,7 +34,7 @@ type outcome struct {
 }
 
 const finishSQL = `
-SELECT id, cancelled FROM {{schema}}.finish($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::int[])`
+SELECT place, cancelled FROM {{schema}}.finish($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::int[])`
 
 // mostFinished and mostFinishedBytes bound what is recorded in one statement,
 // and mostWriters how many of those are on their way when they are full.
@@ -239,18 +239,18 @@ func (s *Scheduler) tryFinish(batch []*outcome) error {
 	if err != nil {
 		return err
 	}
-	others := map[pgtype.UUID]bool{} // recorded otherwise: cancelled, or else left alone
-	var id pgtype.UUID
+	others := map[int]bool{} // recorded otherwise: cancelled, or else left alone
+	var place int
 	var cancelled bool
-	_, err = pgx.ForEachRow(rows, []any{&id, &cancelled}, func() error {
-		others[id] = cancelled
+	_, err = pgx.ForEachRow(rows, []any{&place, &cancelled}, func() error {
+		others[place] = cancelled
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	for _, o := range batch {
-		cancelled, other := others[o.job.key]
+	for i, o := range batch {
+		cancelled, other := others[i+1]
 		if o.dropped = other && !cancelled; cancelled {
 			o.status, o.handed, o.delay, o.refund = JobStatusCancelled, false, nil, 0
 		}

@@ -52,7 +52,7 @@ func (q *queue) most(n, running int) int {
 		return 1
 	}
 	if q.MaxConcurrency > 0 {
-		return max(min(n, q.MaxConcurrency-running), 0)
+		return max(min(n, (q.MaxConcurrency+1)/2, q.MaxConcurrency-running), 0)
 	}
 	return n
 }

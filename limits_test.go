@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -157,16 +158,19 @@ func TestASlotIsFreedByWhateverEndsAnAttempt(t *testing.T) {
 	requireNothingCounts(t, pool, g.schema)
 }
 
-// What runs and is deleted by hand frees its slot with the next clean-up.
-func TestASlotIsFreedByDeletionsByHand(t *testing.T) {
+// What runs and is deleted or changed by hand frees its slot with the next clean-up.
+func TestASlotIsFreedByChangesByHand(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)
-	for _, statement := range []string{"DELETE FROM %s.jobs", "TRUNCATE %s.jobs CASCADE"} {
-		g := newGated(t, scheduler.QueueConfig{MaxConcurrency: 1})
-		id := g.create(t, "")
+	for _, statement := range []string{"DELETE FROM %s.jobs", "TRUNCATE %s.jobs CASCADE", "UPDATE %s.jobs SET status = 'pending', lease_id = NULL"} {
+		g := newGated(t, scheduler.QueueConfig{MaxConcurrency: 1, MaxConcurrencyPerKey: 1})
+		id := g.create(t, "a")
 		_, run := g.start(t, 1, 1)
 		mustExec(t, pool, fmt.Sprintf(statement, g.schema))
-		next := g.create(t, "")
+		next := id
+		if !strings.HasPrefix(statement, "UPDATE") {
+			next = g.create(t, "a")
+		}
 		g.nothingStarts(t)
 		mustExec(t, pool, "SELECT FROM "+g.schema+".clean_up_counts()")
 		begun, other := g.start(t, 1, 1)

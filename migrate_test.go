@@ -178,6 +178,8 @@ func TestTheTableRefusesBadStates(t *testing.T) {
 	const unsound = "jobs_status_is_sound"
 	for change, constraint := range map[string]string{
 		"status = 'done'":                   "job_status_known",
+		"status = 'failed'":                 unsound,
+		"lane = 1":                          unsound,
 		"lane = 304":                        "job_lane_known",
 		"lane = -303, priority = -101":      "job_lane_known",
 		"status = 'running'":                unsound,

@@ -132,11 +132,12 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue, again *refill) 
 			again.ended()
 		}
 	}
-	for {
+	for woken := true; ; woken = false {
 		most := q.most(mostLimit, again.count())
-		if most == 0 {
+		if most == 0 && !woken {
 			return nil
 		}
+		most = max(most, 1) // woken, for the database to decide: it may know that some of these are lost
 		room := s.capacity.take(ctx, most, nil)
 		if room == 0 {
 			return nil

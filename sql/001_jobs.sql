@@ -55,7 +55,8 @@ CREATE TABLE {{schema}}.jobs (
     counted      boolean,                                    -- true while it runs and counts in its queue; false when that is over; NULL: it did not
 
     CONSTRAINT jobs_status_is_sound CHECK ((lane IS NULL) = (finished_at IS NOT NULL)
-        AND (lane IS NULL) = (status = ANY ('{succeeded,dead,cancelled}')) AND (lease_id IS NOT NULL) = (status = 'running'))
+        AND (lane IS NULL) = (status = ANY ('{succeeded,dead,cancelled}')) AND (lease_id IS NOT NULL) = (status = 'running')
+        AND (status <> 'pending' OR (lane + 303) % 3 = 0) AND (status <> 'failed' OR (lane + 303) % 3 = 1))
 ) WITH (
     -- Half of a page is left for the row versions that claims write: those then
     -- need no new index entries.

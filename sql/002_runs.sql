@@ -113,15 +113,15 @@ $$;
 -- attempt began with: a job that was rescued, or claimed again, is left alone.
 -- A job that was called off while it ran ends cancelled, unless it succeeded.
 --
--- Returns those left alone, but not those that an earlier call with the same
--- values has recorded, whose answer was lost; and those that ended cancelled
--- though they were to be something else.
+-- Returns the places of those left alone, but not of those that an earlier call
+-- with the same values has recorded, whose answer was lost; and of those that
+-- ended cancelled though they were to be something else.
 --
 -- A transaction that creates a job after one of these holds it for as long as it
 -- lasts. It is not waited for long, so that the others can be recorded without it.
 CREATE FUNCTION {{schema}}.finish(
     ids uuid[], claims integer[], statuses text[], results text[], failures text[], delays_us bigint[], refunds integer[]
-) RETURNS TABLE (id uuid, cancelled boolean)
+) RETURNS TABLE (place bigint, cancelled boolean)
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET lock_timeout = '1s' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_recorded integer;
@@ -156,8 +156,8 @@ BEGIN
         SELECT array_agg(r.awaited) FILTER (WHERE r.awaited IS NOT NULL), array_agg(r.counted) FILTER (WHERE r.counted IS NOT NULL)
         INTO v_called, v_others FROM recorded r;
         RETURN QUERY
-            SELECT f.id, coalesce(j.status = 'cancelled' AND f.status <> 'succeeded', false)
-            FROM unnest(finish.ids, finish.claims, finish.statuses) AS f (id, claims, status)
+            SELECT f.place, coalesce(j.status = 'cancelled' AND f.status <> 'succeeded', false)
+            FROM unnest(finish.ids, finish.claims, finish.statuses) WITH ORDINALITY AS f (id, claims, status, place)
             LEFT JOIN {{schema}}.jobs j ON j.id = f.id AND j.claims = f.claims
             WHERE j.status IS DISTINCT FROM f.status;
     END IF;

@@ -52,7 +52,7 @@ $$;
 CREATE FUNCTION {{schema}}.counted_in(queue text) RETURNS bigint
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
-    RETURN (SELECT count(*) FROM {{schema}}.jobs j WHERE j.queue = counted_in.queue AND j.lane IS NOT NULL AND j.counted);
+    RETURN (SELECT count(*) FROM {{schema}}.jobs j WHERE j.queue = counted_in.queue AND j.lane IS NOT NULL AND j.counted AND j.status = 'running');
 END
 $$;
 
@@ -68,7 +68,7 @@ END
 $$;
 
 -- Counts anew where the number is not that of the jobs: where somebody has deleted
--- some by hand while they ran. All of it is seen in one moment.
+-- or changed some by hand while they ran. All of it is seen in one moment.
 CREATE FUNCTION {{schema}}.clean_up_counts() RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
@@ -77,8 +77,12 @@ BEGIN
     FOR v_queue IN
         SELECT q.queue FROM {{schema}}.queue_limits q
         WHERE coalesce(q.max_running, q.max_running_per_key) IS NOT NULL AND {{schema}}.running_in(q) <> {{schema}}.counted_in(q.queue)
+        ORDER BY q.queue
     LOOP
         PERFORM FROM {{schema}}.queue_limits q WHERE q.queue = v_queue FOR NO KEY UPDATE; -- no claim from here on
+        CONTINUE WHEN NOT FOUND; -- declared anew, and counted
+        UPDATE {{schema}}.jobs j SET slot = 0, counted = NULL
+        WHERE j.queue = v_queue AND j.lane IS NOT NULL AND j.status <> 'running' AND (j.slot > 1 OR j.counted);
         PERFORM {{schema}}.count_anew(v_queue);
     END LOOP;
 END

@@ -243,7 +243,7 @@ END
 $$;
 
 -- Starts those of these jobs, known by the versions of their rows, that nobody has
--- locked or changed meanwhile. (Nor has anything else come into their place: the
+-- locked or changed meanwhile: those are left to the next claim. (Nor has anything else come into their place: the
 -- statement that this is part of sees the old versions still.)
 CREATE FUNCTION {{schema}}.claim_these(
     l {{schema}}.queue_limits, ids uuid[], run_ats timestamptz[], versions tid[], lease uuid, at timestamptz) RETURNS SETOF {{schema}}.jobs

@@ -11,10 +11,7 @@ DECLARE
 BEGIN
     SELECT * INTO l FROM {{schema}}.queue_limits q WHERE q.queue = next_start.queue;
     IF {{schema}}.running_in(l) > 0 THEN
-        SELECT min(e.expires_at) INTO v_lost FROM {{schema}}.leases e;
-    END IF;
-    IF v_lost <= now() THEN
-        RETURN v_lost;
+        SELECT min(e.expires_at) INTO v_lost FROM {{schema}}.leases e WHERE e.expires_at > now(); -- next_due looks at the others
     END IF;
     IF {{schema}}.room(l, now()) <= 0 THEN
         RETURN coalesce({{schema}}.opens_at(l.queue, '', l.rate, l.rate_per), v_lost);
