@@ -178,11 +178,8 @@ func TestTheTableRefusesBadStates(t *testing.T) {
 	const unsound = "jobs_status_is_sound"
 	for change, constraint := range map[string]string{
 		"status = 'done'":                   "job_status_known",
-		"status = 'failed'":                 unsound,
-		"lane = 1":                          unsound,
 		"lane = 304":                        "job_lane_known",
 		"lane = -303, priority = -101":      "job_lane_known",
-		"status = 'running'":                unsound,
 		"status = 'succeeded', lane = NULL": unsound,
 		"finished_at = now()":               unsound,
 		doneInLane:                          unsound,
@@ -202,4 +199,28 @@ func TestTheTableRefusesBadStates(t *testing.T) {
 	require.ErrorContains(t, err, unsound)
 	_, err = pool.Exec(t.Context(), "UPDATE "+schema+".jobs SET status = 'pending', finished_at = NULL")
 	require.ErrorContains(t, err, unsound)
+}
+
+// A job that is not finished is found, whatever somebody has made of its status.
+func TestJobsPutOffByHandAreRun(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	for title, change := range map[string][]string{
+		"failed":                 {"status = 'failed'"},
+		"failed and put off":     {"status = 'failed', lane = 1", "status = 'pending'"},
+		"running and put off":    {"status = 'running', lease_id = id", "status = 'pending', lease_id = NULL"},
+		"of a priority, put off": {"status = 'failed', priority = 5, lane = 16", "status = 'pending'"},
+	} {
+		var schema string
+		s := newScheduler(t, func(c *scheduler.Config) {
+			schema = c.Schema
+			c.JobNames = scheduler.JobNames{"a": succeed}
+		})
+		mustCreate(t, s, "a", scheduler.JobData{})
+		mustExec(t, pool, "UPDATE "+schema+".queues SET prioritized = true")
+		for _, set := range change {
+			mustExec(t, pool, "UPDATE "+schema+".jobs SET "+set)
+		}
+		require.Equal(t, 1, mustRun(t, s, scheduler.RunFilter{Status: scheduler.JobStatusAny}).Succeeded, title)
+	}
 }

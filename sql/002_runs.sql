@@ -72,12 +72,12 @@ BEGIN
     RETURN QUERY
         WITH pending AS MATERIALIZED (
             SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
-            WHERE j.queue = claim.queue AND j.lane = 0 AND j.status = 'pending' AND j.run_at <= now() AND j.name = ANY (claim.names)
+            WHERE j.queue = claim.queue AND j.lane = 0 AND j.status <> 'running' AND j.run_at <= now() AND j.name = ANY (claim.names)
                 AND (j.run_at, j.id) > (v_since, v_since_id) AND claim.pending
             ORDER BY j.run_at, j.id LIMIT v_n FOR UPDATE SKIP LOCKED
         ), failed AS MATERIALIZED (
             SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
-            WHERE j.queue = claim.queue AND j.lane = 1 AND j.status = 'failed' AND j.run_at <= now() AND j.name = ANY (claim.names)
+            WHERE j.queue = claim.queue AND j.lane = 1 AND j.status <> 'running' AND j.run_at <= now() AND j.name = ANY (claim.names)
                 AND (j.run_at, j.id) > (v_since, v_since_id) AND claim.failed
             ORDER BY j.run_at, j.id LIMIT v_n FOR UPDATE SKIP LOCKED
         )
@@ -317,10 +317,10 @@ BEGIN
     v_since := CASE WHEN NOT v_queue.prioritized THEN next_due.since END;
     FOREACH v_priority IN ARRAY CASE WHEN v_queue.prioritized THEN {{schema}}.priorities(next_due.queue) ELSE '{0}' END LOOP
         IF next_due.status <> 'failed' THEN
-            v_pending := least(v_pending, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority, 'pending', next_due.names, v_since));
+            v_pending := least(v_pending, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority, next_due.names, v_since));
         END IF;
         IF next_due.status <> 'pending' THEN
-            v_failed := least(v_failed, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority + 1, 'failed', next_due.names, v_since));
+            v_failed := least(v_failed, {{schema}}.next_in_lane(next_due.queue, 3 * v_priority + 1, next_due.names, v_since));
         END IF;
     END LOOP;
     v_due := least(v_pending, v_failed);
@@ -340,7 +340,7 @@ $$;
 
 -- The run_at of the first job in a lane that is not running. Where nothing is
 -- due, and jobs of any name count, the index alone tells.
-CREATE FUNCTION {{schema}}.next_in_lane(queue text, lane integer, status text, names text[], since timestamptz) RETURNS timestamptz
+CREATE FUNCTION {{schema}}.next_in_lane(queue text, lane integer, names text[], since timestamptz) RETURNS timestamptz
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     v_since  timestamptz := coalesce(next_in_lane.since, '-infinity');
@@ -350,12 +350,12 @@ BEGIN
     WHERE j.queue = next_in_lane.queue AND j.lane = next_in_lane.lane AND j.run_at >= v_since ORDER BY j.run_at LIMIT 1;
     IF v_run_at <= now() OR next_in_lane.names IS NOT NULL AND v_run_at IS NOT NULL THEN
         SELECT j.run_at INTO v_run_at FROM {{schema}}.jobs j
-        WHERE j.queue = next_in_lane.queue AND j.lane = next_in_lane.lane AND j.run_at >= v_since AND j.status = next_in_lane.status
+        WHERE j.queue = next_in_lane.queue AND j.lane = next_in_lane.lane AND j.run_at >= v_since AND j.status <> 'running'
             AND (next_in_lane.names IS NULL OR j.name = ANY (next_in_lane.names))
         ORDER BY j.run_at LIMIT 1;
     END IF;
     IF next_in_lane.since IS NOT NULL AND (v_run_at <= now()) IS NOT TRUE THEN
-        RETURN {{schema}}.next_in_lane(next_in_lane.queue, next_in_lane.lane, next_in_lane.status, next_in_lane.names, NULL);
+        RETURN {{schema}}.next_in_lane(next_in_lane.queue, next_in_lane.lane, next_in_lane.names, NULL);
     END IF;
     RETURN v_run_at;
 END

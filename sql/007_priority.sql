@@ -46,10 +46,10 @@ DECLARE
 BEGIN
     SELECT max(oldest.run_at) INTO v_oldest FROM (
         SELECT j.run_at FROM unnest(v_priorities) AS p (priority),
-            (VALUES (0, 'pending', claim_by_priority.pending), (1, 'failed', claim_by_priority.failed)) AS k (lane, status, wanted),
+            (VALUES (0, claim_by_priority.pending), (1, claim_by_priority.failed)) AS k (lane, wanted),
             LATERAL (
                 SELECT j.run_at FROM {{schema}}.jobs j
-                WHERE j.queue = claim_by_priority.queue AND j.lane = 3 * p.priority + k.lane AND j.status = k.status
+                WHERE j.queue = claim_by_priority.queue AND j.lane = 3 * p.priority + k.lane AND j.status <> 'running'
                     AND j.run_at < now() - claim_by_priority.overdue AND j.name = ANY (claim_by_priority.names)
                 ORDER BY j.run_at LIMIT claim_by_priority.n) AS j
         WHERE k.wanted ORDER BY j.run_at LIMIT claim_by_priority.n) AS oldest;
@@ -60,12 +60,12 @@ BEGIN
             RETURN QUERY
                 WITH pending AS MATERIALIZED (
                     SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
-                    WHERE j.queue = claim_by_priority.queue AND j.lane = 3 * v_priority AND j.status = 'pending' AND j.run_at <= v_until
+                    WHERE j.queue = claim_by_priority.queue AND j.lane = 3 * v_priority AND j.status <> 'running' AND j.run_at <= v_until
                         AND j.name = ANY (claim_by_priority.names) AND claim_by_priority.pending
                     ORDER BY j.run_at, j.id LIMIT v_left FOR UPDATE SKIP LOCKED
                 ), failed AS MATERIALIZED (
                     SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
-                    WHERE j.queue = claim_by_priority.queue AND j.lane = 3 * v_priority + 1 AND j.status = 'failed' AND j.run_at <= v_until
+                    WHERE j.queue = claim_by_priority.queue AND j.lane = 3 * v_priority + 1 AND j.status <> 'running' AND j.run_at <= v_until
                         AND j.name = ANY (claim_by_priority.names) AND claim_by_priority.failed
                     ORDER BY j.run_at, j.id LIMIT v_left FOR UPDATE SKIP LOCKED
                 )

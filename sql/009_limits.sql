@@ -35,10 +35,10 @@ BEGIN
     RETURN QUERY
         SELECT d.id, d.key::text, d.run_at::timestamptz, d.version
         FROM unnest(first_due.priorities) AS p (priority),
-            (VALUES (0, 'pending', first_due.pending), (1, 'failed', first_due.failed)) AS k (lane, status, wanted),
+            (VALUES (0, first_due.pending), (1, first_due.failed)) AS k (lane, wanted),
             LATERAL (
                 SELECT j.id, j.ctid AS version, j.key, j.run_at, j.run_at < first_due.at - first_due.overdue AS overdue FROM {{schema}}.jobs j
-                WHERE j.queue = first_due.queue AND j.lane = 3 * p.priority + k.lane AND j.status = k.status AND j.run_at <= first_due.at
+                WHERE j.queue = first_due.queue AND j.lane = 3 * p.priority + k.lane AND j.status <> 'running' AND j.run_at <= first_due.at
                     AND (first_due.names IS NULL OR j.name = ANY (first_due.names)) AND j.id <> ALL (first_due.passed)
                 ORDER BY j.run_at, j.id LIMIT first_due.n) AS d
         WHERE k.wanted
@@ -126,11 +126,11 @@ BEGIN
                     l.key_rate - {{schema}}.started(l.queue, k.key, some_of_keys.at - l.key_rate_per) END)) AS room
         ) AS a, LATERAL (
             SELECT d.* FROM unnest(some_of_keys.priorities) AS p (priority),
-                (VALUES (0, 'pending', some_of_keys.pending), (1, 'failed', some_of_keys.failed)) AS i (lane, status, wanted),
+                (VALUES (0, some_of_keys.pending), (1, some_of_keys.failed)) AS i (lane, wanted),
                 unnest('{0,1}'::smallint[]) AS o (slot), -- 1: it has kept its key under limits that there were before
                 LATERAL (
                     SELECT j.id, j.ctid AS version, j.run_at, j.run_at < some_of_keys.at - some_of_keys.overdue AS overdue, p.priority FROM {{schema}}.jobs j
-                    WHERE j.queue = l.queue AND j.key = k.key AND j.slot = o.slot AND j.lane = 3 * p.priority + i.lane AND j.status = i.status
+                    WHERE j.queue = l.queue AND j.key = k.key AND j.slot = o.slot AND j.lane = 3 * p.priority + i.lane AND j.status <> 'running'
                         AND j.run_at <= some_of_keys.at AND (some_of_keys.names IS NULL OR j.name = ANY (some_of_keys.names)) AND j.id <> ALL (some_of_keys.passed)
                     ORDER BY j.run_at, j.id LIMIT a.room) AS d
             WHERE i.wanted
