@@ -222,17 +222,20 @@ func (s *Scheduler) finishRefused(o *outcome, err error, mayLeave bool) (held []
 
 func (s *Scheduler) tryFinish(batch []*outcome) error {
 	n := len(batch)
-	ids, statuses := make([]pgtype.UUID, n), make([]string, n)
-	claims, refunds := make([]int32, n), make([]int32, n)
-	results, failures, delays := make([]*string, n), make([]*string, n), make([]*int64, n)
+	ids, claims, statuses := make([]pgtype.UUID, n), make([]int32, n), make([]string, n)
 	for i, o := range batch {
-		ids[i], claims[i], statuses[i], refunds[i] = o.job.key, o.job.claims, string(o.status), o.refund
-		results[i], failures[i] = o.result, o.failure
-		if o.delay != nil {
-			microseconds := o.delay.Microseconds()
-			delays[i] = &microseconds
-		}
+		ids[i], claims[i], statuses[i] = o.job.key, o.job.claims, string(o.status)
 	}
+	results := columnOf(n, func(i int) *string { return batch[i].result })
+	failures := columnOf(n, func(i int) *string { return batch[i].failure })
+	refunds := columnOf(n, func(i int) *int32 { return unlessZero(&batch[i].refund) })
+	delays := columnOf(n, func(i int) *int64 {
+		if batch[i].delay == nil {
+			return nil
+		}
+		microseconds := batch[i].delay.Microseconds()
+		return &microseconds
+	})
 	ctx, cancel := context.WithTimeout(s.gone, 30*time.Second)
 	defer cancel()
 	rows, err := s.pool.Query(ctx, s.sql(finishSQL), ids, claims, statuses, results, failures, delays, refunds)

@@ -151,31 +151,34 @@ func columnsOf(jobs []newRow) []any {
 		keys[i], names[i], queues[i], payloads[i], maxAttempts[i] = row.key(), row.name, row.queue, row.payload, row.maxAttempts
 	}
 	return []any{keys, names, queues, payloads,
-		columnOf(jobs, func(row *newRow) *time.Time { return row.runAt }), maxAttempts,
-		columnOf(jobs, func(row *newRow) *int64 { return row.timeoutMS }),
-		columnOf(jobs, func(row *newRow) *string { return row.attributes }),
-		columnOf(jobs, func(row *newRow) *int32 {
-			if row.priority == 0 {
-				return nil
-			}
-			return &row.priority
-		}),
-		columnOf(jobs, func(row *newRow) *string { return row.jobKey })}
+		columnOf(n, func(i int) *time.Time { return jobs[i].runAt }), maxAttempts,
+		columnOf(n, func(i int) *int64 { return jobs[i].timeoutMS }),
+		columnOf(n, func(i int) *string { return jobs[i].attributes }),
+		columnOf(n, func(i int) *int32 { return unlessZero(&jobs[i].priority) }),
+		columnOf(n, func(i int) *string { return jobs[i].jobKey })}
 }
 
-// columnOf is a column that may have NULLs; nil, which is shorter, if all of it is.
-func columnOf[T any](jobs []newRow, value func(*newRow) *T) (column []*T) {
-	for i := range jobs {
-		v := value(&jobs[i])
+// columnOf is a column of n values that may be NULL; nil, which is shorter, if all
+// of them are.
+func columnOf[T any](n int, value func(i int) *T) (column []*T) {
+	for i := range n {
+		v := value(i)
 		if v == nil {
 			continue
 		}
 		if column == nil {
-			column = make([]*T, len(jobs))
+			column = make([]*T, n)
 		}
 		column[i] = v
 	}
 	return column
+}
+
+func unlessZero(n *int32) *int32 {
+	if *n == 0 {
+		return nil
+	}
+	return n
 }
 
 // prioritizedOf are the queues of those jobs that have a priority other than 0.

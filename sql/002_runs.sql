@@ -109,7 +109,7 @@ LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = of
         ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED))
 $$;
 
--- Records what came of attempts. Every write is fenced on the claim that the
+-- Records what came of attempts; the last four arrays may be NULL. Every write is fenced on the claim that the
 -- attempt began with: a job that was rescued, or claimed again, is left alone.
 -- A job that was called off while it ran ends cancelled, unless it succeeded.
 --
@@ -135,7 +135,7 @@ BEGIN
         SET status = f.status, lease_id = NULL, cancelling = NULL, result = f.result::jsonb,
             slot = CASE WHEN j.slot = 3 AND f.status IN ('pending', 'failed') THEN 1 ELSE 0 END, counted = CASE WHEN j.counted THEN false END,
             lane = CASE f.status WHEN 'pending' THEN 3 * j.priority WHEN 'failed' THEN 3 * j.priority + 1 END,
-            attempt = j.attempt - f.refund,
+            attempt = j.attempt - coalesce(f.refund, 0),
             run_at = CASE WHEN f.delay_us IS NULL THEN j.run_at ELSE now() + f.delay_us * interval '1 microsecond' END,
             finished_at = CASE WHEN f.status IN ('succeeded', 'dead', 'cancelled') THEN now() END,
             errors = CASE WHEN f.failure IS NULL THEN j.errors ELSE {{schema}}.with_error(j.errors, j.attempt, f.failure) END
