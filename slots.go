@@ -19,7 +19,6 @@ type attempt struct {
 	rehearsed  bool                    // by schedulertest: nothing of it is in the database
 	completion completion              // whether its handler called CompleteTx
 	reports    atomic.Pointer[reports] // what its handler has reported; nil: nothing
-	given      Job                     // the copy that its handler has, and may change
 }
 
 // slots runs as many handlers at once as Config.Concurrency allows. A goroutine

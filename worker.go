@@ -123,9 +123,9 @@ func (s *Scheduler) handle(a *attempt) {
 		}
 		s.record(a, out)
 	}()
-	a.given = *job
-	a.given.life = nil // ours alone, and not to be kept by who keeps the job
-	result, err := s.handlers[job.Name](ctx, &a.given)
+	given := *job    // a copy, which the handler may change
+	given.life = nil // ours alone, and not to be kept by who keeps the job
+	result, err := s.handlers[job.Name](ctx, &given)
 	out.seen.returned()
 	// Shutdown's doing, not the handler's: the attempt does not count.
 	interrupted := err != nil && errors.Is(context.Cause(job.life.lease), ErrShuttingDown)
