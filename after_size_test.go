@@ -79,7 +79,7 @@ func TestRescueOfParentsReadsLittle(t *testing.T) {
 	mustExec(t, a.pool, "UPDATE "+a.schema+".jobs SET status = 'running', attempt = 1, claims = 1, lease_id = $1::text::uuid WHERE id = $2::text::uuid", lost, parent)
 	var plans []struct{ Plan planNode }
 	require.NoError(t, json.Unmarshal([]byte(mustQuery[string](t, a.pool, "EXPLAIN (ANALYZE, BUFFERS, FORMAT json) SELECT FROM "+a.schema+".rescue()")), &plans))
-	require.Less(t, plans[0].Plan.Hit+plans[0].Plan.Read, 1400)
+	require.Less(t, plans[0].Plan.Hit+plans[0].Plan.Read, 1000)
 	a.requireCalledOff(t, child, parent+", which is dead")
 }
 

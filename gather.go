@@ -150,7 +150,7 @@ func (s *Scheduler) createTogether(ctx context.Context, row *newRow) (*Job, erro
 	g.mu.Lock()
 	g.waiting = append(g.waiting, c)
 	switch {
-	case g.flights < mostFlights: // the last one has landed since
+	case g.flights < mostFlights: // one has landed since
 		g.send(s)
 	case len(g.waiting) == 1:
 		g.sendLater(s)

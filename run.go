@@ -60,7 +60,7 @@ type run struct {
 	mu     sync.Mutex
 	report RunReport
 	free   sync.WaitGroup // jobs that are picked and not yet recorded
-	refill refill         // as they are recorded
+	refill refill         // of a limited queue: as they are recorded
 	done   chan struct{}
 	err    error // read after done
 }
@@ -228,7 +228,9 @@ func (r *run) start(jobs []*Job) {
 	r.mu.Lock()
 	r.report.Picked += len(jobs)
 	r.report.Running += len(jobs)
-	r.refill.started(len(jobs))
+	if r.queue.limited() {
+		r.refill.started(len(jobs))
+	}
 	r.mu.Unlock()
 	r.free.Add(len(jobs))
 	r.s.start(r.values, jobs, r.queue, r.recorded)
@@ -254,7 +256,9 @@ func (r *run) recorded(o *outcome) {
 	default:
 		r.report.Snoozed++
 	}
-	r.refill.ended() // before anybody sees that none is running
+	if r.queue.limited() {
+		r.refill.ended() // before anybody sees that none is running
+	}
 	r.mu.Unlock()
 	r.free.Done()
 }

@@ -148,7 +148,9 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue, again *refill) 
 			return err
 		}
 		s.underway.Add(len(jobs)) // Work is still counted, so Shutdown has not stopped waiting
-		again.started(len(jobs))
+		if q.limited() {
+			again.started(len(jobs))
+		}
 		s.start(values, jobs, q, recorded)
 		if len(jobs) < room {
 			return nil

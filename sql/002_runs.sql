@@ -109,9 +109,10 @@ LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = of
         ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED))
 $$;
 
--- Records what came of attempts; the last four arrays may be NULL. Every write is fenced on the claim that the
--- attempt began with: a job that was rescued, or claimed again, is left alone.
--- A job that was called off while it ran ends cancelled, unless it succeeded.
+-- Records what came of attempts; the last four arrays may be NULL. Every write is
+-- fenced on the claim that the attempt began with: a job that was rescued, or
+-- claimed again, is left alone. A job that was called off while it ran ends
+-- cancelled, unless it succeeded.
 --
 -- Returns the places of those left alone, but not of those that an earlier call
 -- with the same values has recorded, whose answer was lost; and of those that
@@ -197,7 +198,7 @@ $$;
 -- order, than sort the few jobs that the index of what is live has: hence no
 -- index scans, but bitmaps.
 CREATE FUNCTION {{schema}}.rescue() RETURNS SETOF {{schema}}.jobs
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_indexscan = off SET enable_bitmapscan = on AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_indexscan = off SET enable_bitmapscan = on AS $$
 DECLARE
     v_lost uuid[];
     v_jobs uuid[];
@@ -228,7 +229,7 @@ BEGIN
                 || 'lease lost: the process that ran this attempt ended or could not renew its lease')
         WHERE j.id = ANY (v_jobs)
         RETURNING j.*;
-    PERFORM {{schema}}.note_ends_of(v_jobs);
+    PERFORM {{schema}}.note_ends_of(v_jobs) WHERE EXISTS (SELECT FROM {{schema}}.queue_limits);
     PERFORM {{schema}}.release_dependants(ARRAY(
         SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_jobs) AND j.awaited AND j.finished_at IS NOT NULL));
     PERFORM {{schema}}.tell_dead(v_jobs) WHERE EXISTS (SELECT FROM {{schema}}.queues q WHERE q.on_dead <> '');
@@ -243,7 +244,7 @@ $$;
 -- these ids: a claim took it whose answer was lost. Returns the jobs as they are
 -- then: those that were called off are cancelled.
 CREATE FUNCTION {{schema}}.hand_back(lease uuid, held uuid[]) RETURNS SETOF {{schema}}.jobs
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     v_jobs uuid[] := ARRAY(
         SELECT r.id FROM {{schema}}.jobs r
@@ -263,7 +264,7 @@ BEGIN
             errors = CASE WHEN j.cancelling THEN {{schema}}.with_error(j.errors, j.attempt, 'job cancelled') ELSE j.errors END
         WHERE j.id = ANY (v_jobs)
         RETURNING j.*;
-    PERFORM {{schema}}.note_ends_of(v_jobs);
+    PERFORM {{schema}}.note_ends_of(v_jobs) WHERE EXISTS (SELECT FROM {{schema}}.queue_limits);
     PERFORM {{schema}}.release_dependants(ARRAY(
         SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_jobs) AND j.awaited AND j.finished_at IS NOT NULL));
 END

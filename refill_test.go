@@ -1,0 +1,28 @@
+package scheduler_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/relay-club/scheduler"
+)
+
+// A job that became due before the last one that was claimed does not wait for an
+// end while there is room.
+func TestOlderJobsTakeRoomThatThereIs(t *testing.T) {
+	t.Parallel()
+	g := newGated(t, scheduler.QueueConfig{MaxConcurrency: 10})
+	first := g.create(t, "")
+	_, run := g.start(t, 1, 1)
+	older := mustCreate(t, g.Scheduler, "work", scheduler.JobData{Queue: "limited", RunAt: time.Now().Add(-time.Hour)}).ID
+	younger := g.create(t, "")
+	begun, other := g.start(t, 10, 2)
+	require.ElementsMatch(t, []string{older, younger}, begun)
+	for _, id := range []string{first, older, younger} {
+		g.gate(id) <- nil
+	}
+	require.Equal(t, 1, await(t, run).report.Succeeded)
+	require.Equal(t, 2, await(t, other).report.Succeeded)
+}
