@@ -325,6 +325,7 @@ func (s *Scheduler) Shutdown(ctx context.Context) error {
 	s.close()
 	s.openMu.Unlock()
 	s.handBackWaiting(time.Now().Add(startWithin))
+	s.slots.close()
 
 	drained := make(chan struct{})
 	go func() {

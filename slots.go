@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,13 +23,20 @@ type attempt struct {
 }
 
 // slots runs as many handlers at once as Config.Concurrency allows. A goroutine
-// that is done with one attempt takes the next that waits: its stack has
-// grown to what handlers need.
+// that is done with one attempt takes the next that waits, or rests for a moment
+// to be given one: its stack has grown to what handlers need.
 type slots struct {
 	mu      sync.Mutex
 	free    int
-	waiting []*attempt // in the order they were claimed
+	waiting []*attempt      // in the order they were claimed
+	resting []chan *attempt // goroutines that are done, the latest last
+	spare   int             // how many rested all the time since the last look
+	looks   bool            // a look is to come
+	closed  bool            // none rests any more
 }
+
+// restsFor is how often goroutines that were not needed since are ended.
+const restsFor = 100 * time.Millisecond
 
 // startWithin is how long a claimed job may wait for its handler's start before
 // it is handed back.
@@ -50,7 +58,7 @@ func (s *Scheduler) start(values context.Context, jobs []*Job, q *queue, recorde
 		switch {
 		case s.slots.free > 0:
 			s.slots.free--
-			go s.serve(a)
+			s.slots.give(s, a)
 		case s.open.Err() != nil:
 			s.handBack(a)
 		default:
@@ -62,34 +70,91 @@ func (s *Scheduler) start(values context.Context, jobs []*Job, q *queue, recorde
 	}
 }
 
+// give has a goroutine serve an attempt, in a slot that was free. l.mu is held.
+func (l *slots) give(s *Scheduler, a *attempt) {
+	n := len(l.resting) - 1
+	if n < 0 {
+		go s.serve(a)
+		return
+	}
+	l.resting[n] <- a
+	l.resting = l.resting[:n]
+	l.spare = min(l.spare, n)
+}
+
 // serve is what holds one slot.
 func (s *Scheduler) serve(a *attempt) {
 	defer func() {
 		if a != nil { // a handler ended this goroutine by runtime.Goexit
-			if next := s.slots.next(); next != nil {
+			if next := s.slots.next(nil); next != nil {
 				go s.serve(next)
 			}
 		}
 	}()
+	rest := make(chan *attempt, 1)
 	for a != nil {
 		s.handle(a)
-		a = s.slots.next()
+		if a = s.slots.next(rest); a == nil {
+			a = <-rest
+		}
 	}
 }
 
-// next returns the attempt that has waited longest, or nil, and then the slot
-// is free.
-func (l *slots) next() *attempt {
+// next returns the attempt that has waited longest. If there is none, the slot is
+// free, and what comes is sent to rest: nil to end it.
+func (l *slots) next(rest chan *attempt) *attempt {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.waiting) == 0 {
-		l.free++
-		return nil
+	if len(l.waiting) > 0 {
+		a := l.waiting[0]
+		l.waiting[0] = nil
+		l.waiting = l.waiting[1:]
+		return a
 	}
-	a := l.waiting[0]
-	l.waiting[0] = nil
-	l.waiting = l.waiting[1:]
-	return a
+	l.free++
+	switch {
+	case rest == nil:
+	case l.closed:
+		close(rest)
+	default:
+		l.resting = append(l.resting, rest)
+		l.lookLater()
+	}
+	return nil
+}
+
+// lookLater ends, in a while, those that will have rested all the time. l.mu is held.
+func (l *slots) lookLater() {
+	if l.looks {
+		return
+	}
+	l.looks, l.spare = true, len(l.resting)
+	time.AfterFunc(restsFor, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.looks = false
+		l.end(l.spare)
+		if len(l.resting) > 0 {
+			l.lookLater()
+		}
+	})
+}
+
+// end ends the n that have rested longest. l.mu is held.
+func (l *slots) end(n int) {
+	for _, rest := range l.resting[:n] {
+		close(rest)
+	}
+	l.resting = slices.Delete(l.resting, 0, n)
+}
+
+// close ends those that rest, and lets none rest from now on.
+func (l *slots) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	l.spare = 0
+	l.end(len(l.resting))
 }
 
 // handBackWaiting hands back the jobs that were to start by a time and have
