@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -28,6 +29,7 @@ type outcome struct {
 	dropped  bool           // not recorded: the lease was lost, the job is another's now
 	recorded func(*outcome)
 
+	claim     *claimed  // what it was claimed with; nil: it waits for none of that
 	completes bool      // the handler has called CompleteTx: its transaction may have the verdict
 	written   bool      // the verdict is in the database already
 	seen      *sighting // for the events of it; nil without an observer
@@ -53,6 +55,7 @@ type finisher struct {
 	waiting []*outcome
 	began   [mostWriters]time.Time // when each writer's batch was sent; zero: that one rests
 	looks   bool                   // a look at whether a writer hangs is to come
+	soon    bool                   // a writer is to begin in a moment
 }
 
 // hangsAfter is how long a batch may take before others do not wait for it.
@@ -62,11 +65,39 @@ func (f *finisher) add(s *Scheduler, o *outcome) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.waiting = append(f.waiting, o)
-	f.start(s)
+	if !o.claim.hasMore() {
+		f.start(s)
+	} else if !f.soon {
+		f.soon = true
+		time.AfterFunc(togetherFor, func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.soon = false
+			f.start(s)
+		})
+	}
 }
 
-// start begins a writer if one is needed for what is waiting. f.mu is held.
+// claimed is the jobs of one claim: where their handlers are short, the first
+// outcomes wait for the last one, to be recorded in one statement.
+type claimed struct {
+	at   time.Time
+	left atomic.Int32 // those without an outcome
+}
+
+// togetherFor is how long after their claim outcomes wait for each other.
+const togetherFor = 200 * time.Microsecond
+
+// hasMore counts an outcome, and says whether others are likely to follow at once.
+func (c *claimed) hasMore() bool {
+	return c != nil && c.left.Add(-1) > 0 && time.Since(c.at) < togetherFor
+}
+
+// start begins a writer if what is waiting needs one. f.mu is held.
 func (f *finisher) start(s *Scheduler) {
+	if len(f.waiting) == 0 {
+		return
+	}
 	if i := slices.IndexFunc(f.began[:], time.Time.IsZero); i >= 0 && (len(f.waiting) >= mostFinished || !f.covered(i)) {
 		f.began[i] = time.Now()
 		// Its outcomes keep Shutdown waiting, and so does it.
@@ -77,9 +108,7 @@ func (f *finisher) start(s *Scheduler) {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			f.looks = false
-			if len(f.waiting) > 0 {
-				f.start(s)
-			}
+			f.start(s)
 		})
 	}
 }

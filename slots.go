@@ -15,6 +15,7 @@ type attempt struct {
 	values   context.Context // the handler's context has its values
 	startBy  time.Time       // else it is handed back
 	recorded func(*outcome)  // called when its outcome is in the database, or dropped
+	claim    *claimed        // what it was claimed with
 
 	s          *Scheduler
 	rehearsed  bool                    // by schedulertest: nothing of it is in the database
@@ -50,11 +51,13 @@ func (s *Scheduler) start(values context.Context, jobs []*Job, q *queue, recorde
 	}
 	startBy := time.Now().Add(startWithin)
 	attempts := make([]attempt, len(jobs))
+	claim := &claimed{at: time.Now()}
+	claim.left.Store(int32(len(jobs)))
 	s.slots.mu.Lock()
 	defer s.slots.mu.Unlock()
 	for i, job := range jobs {
 		a := &attempts[i]
-		a.s, a.job, a.queue, a.values, a.startBy, a.recorded = s, job, q, values, startBy, recorded
+		a.s, a.job, a.queue, a.values, a.startBy, a.recorded, a.claim = s, job, q, values, startBy, recorded, claim
 		switch {
 		case s.slots.free > 0:
 			s.slots.free--

@@ -98,7 +98,7 @@ func (s *Scheduler) handle(a *attempt) {
 		return
 	}
 	job.life.attempt = a
-	out := &outcome{job: job, recorded: a.recorded, seen: s.tellStarted(job)}
+	out := &outcome{job: job, recorded: a.recorded, claim: a.claim, seen: s.tellStarted(job)}
 	timeout := job.Timeout
 	if timeout == 0 {
 		timeout = a.queue.Timeout
