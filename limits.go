@@ -45,8 +45,9 @@ func (c QueueConfig) serial() bool { return c.MaxConcurrencyPerKey == 1 && !c.Sk
 // rated: a job may have to wait for a time.
 func (c QueueConfig) rated() bool { return c.Rate != Rate{} || c.RatePerKey != Rate{} }
 
-// most is how many jobs of the queue, n at the most, are worth to be claimed at
-// once while so many of them are running here; 0: none.
+// most is how many jobs of the queue, n at the most, may be claimed at once while
+// so many of them are running here. Half of what a limit allows: while one half is
+// being recorded, the other one can run.
 func (q *queue) most(n, running int) int {
 	if q.blocking() {
 		return 1

@@ -6,52 +6,71 @@ import (
 )
 
 // refill says when jobs of a limited queue that have ended are worth a claim of
-// others in their place: at once when few of those that ran are left, else a
+// others in their place: at once when half of those that ran are left, else a
 // moment after the first one. Short jobs end in a row, and so one claim replaces
 // many.
 type refill struct {
-	freed   chan struct{} // of one element: there is room
+	freed   chan struct{} // of one element: there may be room
 	mu      sync.Mutex
 	running int
-	most    int  // so many ran after the last claim
-	soon    bool // freed is to come
+	most    int         // so many ran after the last claim
+	timer   *time.Timer // of the moment that has begun; nil: none has
+	late    bool        // it is over, so any room is worth a claim
 }
 
-const (
-	refillWait = 2 * time.Millisecond
-	fewAreLeft = 8 // one of so many
-)
+const refillWait = 2 * time.Millisecond
 
-// count is how many jobs are running.
-func (r *refill) count() int {
+func (r *refill) count() (running int, late bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.running
+	return r.running, r.late
 }
 
-func (r *refill) started(n int) {
+// started counts what a claim has brought. If that was all it asked for, another
+// one comes, or soon is called: what has ended by now needs no moment of its own.
+func (r *refill) started(n int, all bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.running += n
 	r.most = r.running
+	r.late = false
+	if all && r.timer != nil {
+		r.timer.Stop()
+		r.timer = nil
+	}
 }
 
 func (r *refill) ended() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.running--
-	if fewAreLeft*r.running <= r.most {
+	if 2*r.running <= r.most {
 		wake(r.freed)
+	}
+	r.wakeSoon()
+}
+
+// soon begins the moment for room that there is.
+func (r *refill) soon() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.wakeSoon()
+}
+
+// wakeSoon begins a moment, unless one has begun. r.mu is held.
+func (r *refill) wakeSoon() {
+	if r.timer != nil {
 		return
 	}
-	if r.soon {
-		return
-	}
-	r.soon = true
-	time.AfterFunc(refillWait, func() {
+	var timer *time.Timer
+	timer = time.AfterFunc(refillWait, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.soon = false
+		if r.timer != timer {
+			return
+		}
+		r.timer, r.late = nil, true
 		wake(r.freed)
 	})
+	r.timer = timer
 }

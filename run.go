@@ -168,10 +168,13 @@ func (r *run) pick(ctx context.Context) error {
 		if r.queue.blocking() {
 			r.free.Wait() // strictly one after another
 		}
-		most := r.queue.most(left, r.refill.count())
-		if most == 0 {
-			r.awaitRecord(ctx)
-			if ctx.Err() != nil {
+		running, late := r.refill.count()
+		most := r.queue.most(left, running)
+		if most == 0 || !late && most < r.queue.most(left, 0) {
+			if most > 0 {
+				r.refill.soon()
+			}
+			if r.awaitRecord(ctx); ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
 			continue
@@ -185,7 +188,7 @@ func (r *run) pick(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.start(jobs)
+		r.start(jobs, len(jobs) == room)
 		left -= len(jobs)
 		if len(jobs) < room && (!r.queue.limited() || !r.awaitRecord(ctx)) {
 			return nil
@@ -224,12 +227,12 @@ func (r *run) patience() <-chan time.Time {
 	return time.After(r.s.config.RunWait)
 }
 
-func (r *run) start(jobs []*Job) {
+func (r *run) start(jobs []*Job, all bool) {
 	r.mu.Lock()
 	r.report.Picked += len(jobs)
 	r.report.Running += len(jobs)
 	if r.queue.limited() {
-		r.refill.started(len(jobs))
+		r.refill.started(len(jobs), all)
 	}
 	r.mu.Unlock()
 	r.free.Add(len(jobs))

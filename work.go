@@ -133,8 +133,12 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue, again *refill) 
 		}
 	}
 	for woken := true; ; woken = false {
-		most := q.most(mostLimit, again.count())
-		if most == 0 && !woken {
+		running, late := again.count()
+		most := q.most(mostLimit, running)
+		if most < q.most(mostLimit, 0) && !late {
+			if most > 0 || woken { // which is not worth a claim yet
+				again.soon()
+			}
 			return nil
 		}
 		most = max(most, 1) // woken, for the database to decide: it may know that some of these are lost
@@ -149,7 +153,7 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue, again *refill) 
 		}
 		s.underway.Add(len(jobs)) // Work is still counted, so Shutdown has not stopped waiting
 		if q.limited() {
-			again.started(len(jobs))
+			again.started(len(jobs), len(jobs) == room)
 		}
 		s.start(values, jobs, q, recorded)
 		if len(jobs) < room {
