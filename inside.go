@@ -193,7 +193,7 @@ func (in inside) RunNext(ctx context.Context) (id string, err error) {
 const claimJobSQL = `
 UPDATE {{schema}}.jobs
 SET status = 'running', lease_id = $1::text::uuid, started_at = now(), attempt = attempt + 1, claims = claims + 1,
-    slot = CASE slot WHEN 1 THEN 3 ELSE 0 END, counted = NULL
+    slot = CASE slot WHEN -1 THEN -3 ELSE 0 END, counted = NULL
 WHERE id = $2::text::uuid AND status IN ('pending', 'failed') AND lane < 303 AND run_at <= now()
 RETURNING ` + claimedColumns
 

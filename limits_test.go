@@ -186,7 +186,7 @@ func TestASlotIsFreedByChangesByHand(t *testing.T) {
 // requireNothingCounts: no job takes up a limit, and none is taken to run.
 func requireNothingCounts(t *testing.T, pool *pgxpool.Pool, schema string) {
 	t.Helper()
-	require.Zero(t, mustQuery[int](t, pool, "SELECT count(*) FROM "+schema+".jobs WHERE slot > 0 OR counted"))
+	require.Zero(t, mustQuery[int](t, pool, "SELECT count(*) FROM "+schema+".jobs WHERE slot < 0 OR counted"))
 	require.Zero(t, mustQuery[int](t, pool, fmt.Sprintf(`SELECT coalesce(sum(l.running), 0)::int - coalesce((SELECT sum(e.n) FROM %[1]s.ends e), 0)::int
 		FROM %[1]s.queue_limits l`, schema)))
 }

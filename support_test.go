@@ -130,7 +130,7 @@ func requireSound(tb testing.TB, schema string) {
 				WHEN 'running' THEN lane BETWEEN 3 * priority AND 3 * priority + 2
 				ELSE lane IS NULL AND slot = 0 END
 			AND (status = 'running') = (lease_id IS NOT NULL) AND (counted IS NOT TRUE OR status = 'running')
-			AND attempt <= max_attempts AND slot BETWEEN 0 AND CASE status WHEN 'running' THEN 3 ELSE 1 END) IS NOT TRUE LIMIT 10`)
+			AND attempt <= max_attempts AND slot BETWEEN CASE status WHEN 'running' THEN -3 ELSE -1 END AND 0) IS NOT TRUE LIMIT 10`)
 	require.NoError(tb, err)
 	unsound, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	require.NoError(tb, err)

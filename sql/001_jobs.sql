@@ -52,7 +52,7 @@ CREATE TABLE {{schema}}.jobs (
     errors       {{schema}}.job_errors,                      -- [{attempt, at, error}], newest last, NULL when none
     attributes   jsonb,                                      -- {owner, tags, metadata, unique_key, …}, what is searched by; NULL when none
     key          {{schema}}.job_key,                         -- whose job it is to the limits of its queue; '' is nobody's, NULL too, see 009_limits.sql
-    slot         smallint                NOT NULL DEFAULT 0, -- what it takes up of the limits of its key; 0: nothing
+    slot         smallint                NOT NULL DEFAULT 0, -- what it takes up of the limits of its key; 0: nothing, see 009_limits.sql
     counted      boolean,                                    -- true while it runs and counts in its queue; false when that is over; NULL: it did not
 
     -- What is not finished is failed, pending or running.
@@ -94,7 +94,7 @@ CREATE INDEX jobs_attributes ON {{schema}}.jobs USING gin (attributes jsonb_path
 -- Of queues whose limits ask for them, see 009_limits.sql: what waits or runs by
 -- its key, and what takes up the limits of that. Others are not in here, and a
 -- claim of theirs changes neither column.
-CREATE INDEX jobs_of_keys ON {{schema}}.jobs (queue, key, slot, lane, run_at, id) WHERE key IS NOT NULL AND lane IS NOT NULL;
+CREATE INDEX jobs_of_keys ON {{schema}}.jobs (queue, key, slot, lane, run_at, id) WITH (deduplicate_items = off) WHERE key IS NOT NULL AND lane IS NOT NULL;
 
 -- One row for each process that holds or may claim jobs. Renewing it renews
 -- everything the process runs in one write.

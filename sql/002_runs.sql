@@ -34,6 +34,7 @@ DECLARE
     v_n           integer := claim.n;
     v_at          timestamptz := now();
     v_counted     boolean; -- NULL: they don't count
+    v_by_key      boolean;
     v_claimed     integer;
     v_since       timestamptz := coalesce(claim.since, '-infinity');
     v_since_id    uuid := coalesce(claim.since_id, '00000000-0000-0000-0000-000000000000');
@@ -52,47 +53,49 @@ BEGIN
         v_at := clock_timestamp(); -- not now(), which may be older than that of the claim before
         v_n := greatest(least(claim.n, {{schema}}.room(v_limits, v_at)), 0);
         v_counted := CASE WHEN coalesce(v_limits.max_running, v_limits.max_running_per_key) IS NOT NULL THEN true END;
+        v_by_key := v_prioritized OR coalesce(v_limits.max_running_per_key, v_limits.key_rate, v_limits.key_round) IS NOT NULL;
     END IF;
-    IF v_prioritized AND v_limited OR coalesce(v_limits.max_running_per_key, v_limits.key_rate, v_limits.key_round) IS NOT NULL THEN
+    IF v_by_key THEN
         RETURN QUERY
             SELECT c.id, c.name, c.payload, c.run_at, c.created_at, c.started_at,
                 c.attempt, c.max_attempts, c.errors, c.timeout_ms, c.claims, c.attributes, c.priority, c.key
             FROM {{schema}}.claim_by_key(v_limits, claim.pending, claim.failed, claim.names, claim.lease, v_n, v_at, claim.overdue) AS c;
-        GET DIAGNOSTICS v_claimed = ROW_COUNT;
-        PERFORM {{schema}}.count_running(v_limits, v_claimed);
-        RETURN;
-    END IF;
-    IF v_prioritized THEN
+    ELSIF v_prioritized THEN
         RETURN QUERY
             SELECT c.id, c.name, c.payload, c.run_at, c.created_at, c.started_at,
                 c.attempt, c.max_attempts, c.errors, c.timeout_ms, c.claims, c.attributes, c.priority, c.key
             FROM {{schema}}.claim_by_priority(claim.queue, claim.pending, claim.failed, claim.names, claim.lease, claim.n, claim.overdue) AS c;
-        RETURN;
+    ELSE
+        RETURN QUERY
+            WITH pending AS MATERIALIZED (
+                SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
+                WHERE j.queue = claim.queue AND j.lane = 0 AND j.status <> 'running' AND j.run_at <= now() AND j.name = ANY (claim.names)
+                    AND (j.run_at, j.id) > (v_since, v_since_id) AND claim.pending
+                ORDER BY j.run_at, j.id LIMIT v_n FOR UPDATE SKIP LOCKED
+            ), failed AS MATERIALIZED (
+                SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
+                WHERE j.queue = claim.queue AND j.lane = 1 AND j.status <> 'running' AND j.run_at <= now() AND j.name = ANY (claim.names)
+                    AND (j.run_at, j.id) > (v_since, v_since_id) AND claim.failed
+                ORDER BY j.run_at, j.id LIMIT v_n FOR UPDATE SKIP LOCKED
+            )
+            UPDATE {{schema}}.jobs j
+            SET status = 'running', lease_id = claim.lease, started_at = v_at, attempt = j.attempt + 1, claims = j.claims + 1,
+                counted = v_counted
+            WHERE j.ctid = ANY (ARRAY(
+                SELECT due.row FROM (SELECT * FROM pending UNION ALL SELECT * FROM failed) AS due
+                ORDER BY due.run_at, due.id LIMIT v_n))
+            RETURNING j.id, j.name, j.payload, j.run_at, j.created_at, j.started_at,
+                j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims, j.attributes, j.priority, j.key;
     END IF;
-    RETURN QUERY
-        WITH pending AS MATERIALIZED (
-            SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
-            WHERE j.queue = claim.queue AND j.lane = 0 AND j.status <> 'running' AND j.run_at <= now() AND j.name = ANY (claim.names)
-                AND (j.run_at, j.id) > (v_since, v_since_id) AND claim.pending
-            ORDER BY j.run_at, j.id LIMIT v_n FOR UPDATE SKIP LOCKED
-        ), failed AS MATERIALIZED (
-            SELECT j.ctid AS row, j.run_at, j.id FROM {{schema}}.jobs j
-            WHERE j.queue = claim.queue AND j.lane = 1 AND j.status <> 'running' AND j.run_at <= now() AND j.name = ANY (claim.names)
-                AND (j.run_at, j.id) > (v_since, v_since_id) AND claim.failed
-            ORDER BY j.run_at, j.id LIMIT v_n FOR UPDATE SKIP LOCKED
-        )
-        UPDATE {{schema}}.jobs j
-        SET status = 'running', lease_id = claim.lease, started_at = v_at, attempt = j.attempt + 1, claims = j.claims + 1,
-            counted = v_counted
-        WHERE j.ctid = ANY (ARRAY(
-            SELECT due.row FROM (SELECT * FROM pending UNION ALL SELECT * FROM failed) AS due
-            ORDER BY due.run_at, due.id LIMIT v_n))
-        RETURNING j.id, j.name, j.payload, j.run_at, j.created_at, j.started_at,
-            j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims, j.attributes, j.priority, j.key;
     IF v_limited THEN
         GET DIAGNOSTICS v_claimed = ROW_COUNT;
-        PERFORM {{schema}}.count_running(v_limits, v_claimed);
-        PERFORM {{schema}}.note_starts(claim.queue, '', v_limits.rate_per, v_at, v_claimed) WHERE v_limits.rate IS NOT NULL;
+        IF v_counted THEN
+            UPDATE {{schema}}.queue_limits q SET running = v_limits.running + v_claimed
+            WHERE q.queue = claim.queue AND q.running <> v_limits.running + v_claimed;
+        END IF;
+        IF v_limits.rate IS NOT NULL AND NOT v_by_key THEN
+            PERFORM {{schema}}.note_starts(claim.queue, '', v_limits.rate_per, v_at, v_claimed);
+        END IF;
     END IF;
 END
 $$;
@@ -134,7 +137,7 @@ BEGIN
     WITH recorded AS (
         UPDATE {{schema}}.jobs j
         SET status = f.status, lease_id = NULL, cancelling = NULL, result = f.result::jsonb,
-            slot = CASE WHEN j.slot = 3 AND f.status IN ('pending', 'failed') THEN 1 ELSE 0 END, counted = CASE WHEN j.counted THEN false END,
+            slot = CASE WHEN j.slot = -3 AND f.status IN ('pending', 'failed') THEN -1 ELSE 0 END, counted = CASE WHEN j.counted THEN false END,
             lane = CASE f.status WHEN 'pending' THEN 3 * j.priority WHEN 'failed' THEN 3 * j.priority + 1 END,
             attempt = j.attempt - coalesce(f.refund, 0),
             run_at = CASE WHEN f.delay_us IS NULL THEN j.run_at ELSE now() + f.delay_us * interval '1 microsecond' END,
@@ -162,7 +165,9 @@ BEGIN
             LEFT JOIN {{schema}}.jobs j ON j.id = f.id AND j.claims = f.claims
             WHERE j.status IS DISTINCT FROM f.status;
     END IF;
-    PERFORM {{schema}}.note_ends(v_counted || v_others) WHERE coalesce(v_counted, v_others) IS NOT NULL;
+    IF coalesce(v_counted, v_others) IS NOT NULL THEN
+        PERFORM {{schema}}.note_ends(v_counted || v_others);
+    END IF;
     IF coalesce(v_awaited, v_called) IS NOT NULL THEN
         PERFORM {{schema}}.release_dependants(v_awaited || v_called);
     END IF;
@@ -222,7 +227,7 @@ BEGIN
         SET status = CASE WHEN j.cancelling THEN 'cancelled' WHEN j.attempt < j.max_attempts THEN 'pending' ELSE 'dead' END,
             lane = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN 3 * j.priority END,
             finished_at = CASE WHEN j.cancelling IS NULL AND j.attempt < j.max_attempts THEN NULL ELSE now() END,
-            slot = CASE WHEN j.slot = 3 AND j.cancelling IS NULL AND j.attempt < j.max_attempts THEN 1 ELSE 0 END, counted = CASE WHEN j.counted THEN false END,
+            slot = CASE WHEN j.slot = -3 AND j.cancelling IS NULL AND j.attempt < j.max_attempts THEN -1 ELSE 0 END, counted = CASE WHEN j.counted THEN false END,
             claims = j.claims + 1, -- or finish would take this for an end that the lost process has recorded
             lease_id = NULL, cancelling = NULL,
             errors = {{schema}}.with_error(j.errors, j.attempt, CASE WHEN j.cancelling THEN 'job cancelled: ' ELSE '' END
@@ -259,7 +264,7 @@ BEGIN
         SET status = CASE WHEN j.cancelling THEN 'cancelled' ELSE 'pending' END,
             lane = CASE WHEN j.cancelling IS NULL THEN 3 * j.priority END,
             finished_at = CASE WHEN j.cancelling THEN now() END,
-            slot = CASE WHEN j.slot = 3 AND j.cancelling IS NULL THEN 1 ELSE 0 END, counted = CASE WHEN j.counted THEN false END,
+            slot = CASE WHEN j.slot = -3 AND j.cancelling IS NULL THEN -1 ELSE 0 END, counted = CASE WHEN j.counted THEN false END,
             lease_id = NULL, cancelling = NULL, attempt = CASE WHEN j.cancelling THEN j.attempt ELSE greatest(j.attempt - 1, 0) END,
             errors = CASE WHEN j.cancelling THEN {{schema}}.with_error(j.errors, j.attempt, 'job cancelled') ELSE j.errors END
         WHERE j.id = ANY (v_jobs)

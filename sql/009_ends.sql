@@ -29,17 +29,6 @@ BEGIN
 END
 $$;
 
--- Counts so many more jobs of a queue as running, whose limits lock_limits returned.
-CREATE FUNCTION {{schema}}.count_running(l {{schema}}.queue_limits, n integer) RETURNS void
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
-BEGIN
-    IF coalesce(l.max_running, l.max_running_per_key) IS NOT NULL THEN
-        UPDATE {{schema}}.queue_limits q SET running = l.running + count_running.n
-        WHERE q.queue = l.queue AND q.running <> l.running + count_running.n;
-    END IF;
-END
-$$;
-
 -- How many jobs of a queue with these limits run.
 CREATE FUNCTION {{schema}}.running_in(l {{schema}}.queue_limits) RETURNS bigint
 LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
@@ -82,7 +71,7 @@ BEGIN
         PERFORM FROM {{schema}}.queue_limits q WHERE q.queue = v_queue FOR NO KEY UPDATE; -- no claim from here on
         CONTINUE WHEN NOT FOUND; -- declared anew, and counted
         UPDATE {{schema}}.jobs j SET slot = 0, counted = NULL
-        WHERE j.queue = v_queue AND j.lane IS NOT NULL AND j.status <> 'running' AND (j.slot > 1 OR j.counted);
+        WHERE j.queue = v_queue AND j.lane IS NOT NULL AND j.status <> 'running' AND (j.slot < -1 OR j.counted);
         PERFORM {{schema}}.count_anew(v_queue);
     END LOOP;
 END

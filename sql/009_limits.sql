@@ -3,20 +3,19 @@
 --
 -- A job that takes up the limits of its key says so in its own row, in slot, which
 -- every write that ends its attempt clears: so it is freed exactly once, and a job
--- whose process is gone counts until it is rescued. 2 and 3 count while it runs.
--- Where one job of a key runs at once, it is 3, and becomes 1 when the job has
--- failed or was put off: it keeps its key, so that the others come after it. How
--- many run in the queue is in 009_ends.sql.
+-- whose process is gone counts until it is rescued. -2 and -3 count while it runs.
+-- Where one job of a key runs at once, it is -3, and becomes -1 when the job has
+-- failed or was put off: it keeps its key, so that the others come after it. (They
+-- are below 0 for such a job to be the first of its key in the index.) How many run
+-- in the queue is in 009_ends.sql.
 
--- How many more jobs may start, as far as the limits of the whole queue go; NULL: any number.
+-- How many more jobs may start, as far as the limits of the whole queue go, of
+-- which l.running are running; NULL: any number.
 CREATE FUNCTION {{schema}}.room(l {{schema}}.queue_limits, at timestamptz) RETURNS bigint
-LANGUAGE plpgsql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+LANGUAGE plpgsql STABLE SET search_path = '' AS $$
 DECLARE
-    v_room bigint;
+    v_room bigint := l.max_running - l.running;
 BEGIN
-    IF l.max_running IS NOT NULL THEN
-        v_room := l.max_running - {{schema}}.running_in(l);
-    END IF;
     IF l.rate IS NOT NULL THEN
         v_room := least(v_room, l.rate - {{schema}}.started(l.queue, '', room.at - l.rate_per));
     END IF;
@@ -86,23 +85,23 @@ DECLARE
     -- Those that are not empty: mostly one.
     v_lanes integer[] := ARRAY(
         SELECT w.lane FROM unnest(first_of_keys.priorities) AS p (priority), generate_series(0, 1) AS i (lane), LATERAL (
-            SELECT j.lane FROM {{schema}}.jobs j WHERE j.queue = l.queue AND j.lane = 3 * p.priority + i.lane LIMIT 1) AS w);
+            SELECT j.lane FROM {{schema}}.jobs j WHERE j.queue = l.queue AND j.lane = 3 * p.priority + i.lane LIMIT 1) AS w ORDER BY w.lane);
 BEGIN
     RETURN QUERY
         SELECT f.id, k.key, f.run_at::timestamptz, f.version
         FROM unnest(first_of_keys.keys) AS k (key), LATERAL (
             SELECT * FROM (
-                (SELECT j.id, j.ctid AS version, j.run_at, j.status, j.name, j.slot FROM {{schema}}.jobs j
-                WHERE j.queue = l.queue AND j.key = k.key AND j.slot > 0 AND j.lane IS NOT NULL ORDER BY j.slot DESC LIMIT 1)
-                UNION ALL
-                (SELECT w.* FROM unnest(v_lanes) AS i (lane), LATERAL (
-                    SELECT j.id, j.ctid AS version, j.run_at, j.status, j.name, j.slot FROM {{schema}}.jobs j
-                    WHERE j.queue = l.queue AND j.key = k.key AND j.slot = 0 AND j.lane = i.lane ORDER BY j.run_at, j.id LIMIT 1
-                ) AS w ORDER BY w.run_at, w.id LIMIT 1)
-            ) AS a ORDER BY a.slot DESC LIMIT 1
+                -- The one that keeps the key, or the first of its first lane,
+                (SELECT j.id, j.ctid AS version, j.run_at, j.status, j.name, j.slot, j.lane FROM {{schema}}.jobs j
+                WHERE j.queue = l.queue AND j.key = k.key AND j.lane IS NOT NULL ORDER BY j.slot, j.lane, j.run_at, j.id LIMIT 1)
+                UNION ALL -- and those of the others
+                SELECT w.* FROM unnest(v_lanes[2:]) AS i (lane), LATERAL (
+                    SELECT j.id, j.ctid AS version, j.run_at, j.status, j.name, j.slot, j.lane FROM {{schema}}.jobs j
+                    WHERE j.queue = l.queue AND j.key = k.key AND j.slot = 0 AND j.lane = i.lane ORDER BY j.run_at, j.id LIMIT 1) AS w
+            ) AS a ORDER BY a.slot, a.run_at, a.id LIMIT 1
         ) AS f
-        WHERE f.status <> 'running' AND f.run_at <= first_of_keys.at AND (first_of_keys.names IS NULL OR f.name = ANY (first_of_keys.names))
-            AND f.id <> ALL (first_of_keys.passed)
+        WHERE f.status <> 'running' AND f.lane <> 303 AND f.run_at <= first_of_keys.at
+            AND (first_of_keys.names IS NULL OR f.name = ANY (first_of_keys.names)) AND f.id <> ALL (first_of_keys.passed)
             AND (l.key_rate IS NULL OR l.key_rate > {{schema}}.started(l.queue, k.key, first_of_keys.at - l.key_rate_per))
         LIMIT first_of_keys.n;
 END
@@ -121,13 +120,13 @@ BEGIN
         FROM unnest(some_of_keys.keys) WITH ORDINALITY AS k (key, place), LATERAL (
             SELECT greatest(0, least(CASE WHEN k.place = 1 THEN some_of_keys.first ELSE some_of_keys.most END,
                 CASE WHEN k.key <> '' AND l.max_running_per_key IS NOT NULL THEN l.max_running_per_key - (
-                    SELECT count(*) FROM {{schema}}.jobs r WHERE r.queue = l.queue AND r.key = k.key AND r.slot >= 2 AND r.lane IS NOT NULL) END,
+                    SELECT count(*) FROM {{schema}}.jobs r WHERE r.queue = l.queue AND r.key = k.key AND r.slot <= -2 AND r.lane IS NOT NULL) END,
                 CASE WHEN k.key <> '' AND l.key_rate IS NOT NULL THEN
                     l.key_rate - {{schema}}.started(l.queue, k.key, some_of_keys.at - l.key_rate_per) END)) AS room
         ) AS a, LATERAL (
             SELECT d.* FROM unnest(some_of_keys.priorities) AS p (priority),
                 (VALUES (0, some_of_keys.pending), (1, some_of_keys.failed)) AS i (lane, wanted),
-                unnest('{0,1}'::smallint[]) AS o (slot), -- 1: it has kept its key under limits that there were before
+                unnest('{0,-1}'::smallint[]) AS o (slot), -- -1: it has kept its key under limits that there were before
                 LATERAL (
                     SELECT j.id, j.ctid AS version, j.run_at, j.run_at < some_of_keys.at - some_of_keys.overdue AS overdue, p.priority FROM {{schema}}.jobs j
                     WHERE j.queue = l.queue AND j.key = k.key AND j.slot = o.slot AND j.lane = 3 * p.priority + i.lane AND j.status <> 'running'
@@ -159,9 +158,10 @@ $$;
 -- The limits of a queue, locked until the transaction ends: so one claim after
 -- another is made of such a queue. Each statement after this sees what was
 -- committed before it began, and so what the claims before have started. What has
--- ended is taken off running, which count_running then writes.
+-- ended is taken off running, which the claim then writes. (The claim has switched
+-- off scans for this too: each SET takes time.)
 CREATE FUNCTION {{schema}}.lock_limits(queue text) RETURNS {{schema}}.queue_limits
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
 DECLARE
     l {{schema}}.queue_limits%ROWTYPE;
 BEGIN
@@ -258,7 +258,7 @@ BEGIN
         )
         UPDATE {{schema}}.jobs j
         SET status = 'running', lease_id = claim_these.lease, started_at = claim_these.at, attempt = j.attempt + 1, claims = j.claims + 1,
-            slot = CASE WHEN l.max_running_per_key IS NULL OR j.key = '' THEN 0 WHEN l.max_running_per_key = 1 AND NOT l.skip_failed THEN 3 ELSE 2 END,
+            slot = CASE WHEN l.max_running_per_key IS NULL OR j.key = '' THEN 0 WHEN l.max_running_per_key = 1 AND NOT l.skip_failed THEN -3 ELSE -2 END,
             counted = CASE WHEN coalesce(l.max_running, l.max_running_per_key) IS NOT NULL THEN true END
         WHERE j.ctid = ANY (ARRAY(SELECT d.row FROM due AS d))
         RETURNING j.*;

@@ -10,7 +10,8 @@ DECLARE
     v_lost timestamptz;
 BEGIN
     SELECT * INTO l FROM {{schema}}.queue_limits q WHERE q.queue = next_start.queue;
-    IF {{schema}}.running_in(l) > 0 THEN
+    l.running := {{schema}}.running_in(l);
+    IF l.running > 0 THEN
         SELECT min(e.expires_at) INTO v_lost FROM {{schema}}.leases e WHERE e.expires_at > now(); -- next_due looks at the others
     END IF;
     IF {{schema}}.room(l, now()) <= 0 THEN
@@ -71,7 +72,7 @@ BEGIN
             WHERE l.key_rate IS NOT NULL AND s.queue = l.queue AND s.key <> '' AND s.started_at > now() - l.key_rate_per) AS k
         WHERE EXISTS (
             SELECT FROM unnest({{schema}}.priorities_of(l.queue)) AS p (priority), generate_series(0, 1) AS i (lane), LATERAL (
-                SELECT j.status FROM {{schema}}.jobs j WHERE j.queue = l.queue AND j.key = k.key AND j.slot IN (0, 1) AND j.lane = 3 * p.priority + i.lane
+                SELECT j.status FROM {{schema}}.jobs j WHERE j.queue = l.queue AND j.key = k.key AND j.slot IN (0, -1) AND j.lane = 3 * p.priority + i.lane
                     AND j.run_at <= now() AND j.status <> 'running' LIMIT 1) AS w)));
 END
 $$;

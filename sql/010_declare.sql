@@ -46,12 +46,12 @@ BEGIN
     -- One that is locked is about to be finished.
     UPDATE {{schema}}.jobs j
     SET slot = CASE WHEN v_after.max_running_per_key IS NULL THEN 0
-            WHEN j.status = 'running' THEN CASE WHEN j.slot IN (1, 3) AND v_keys THEN 3 ELSE 2 END
+            WHEN j.status = 'running' THEN CASE WHEN j.slot IN (-1, -3) AND v_keys THEN -3 ELSE -2 END
             WHEN v_keys THEN j.slot ELSE 0 END,
         counted = CASE WHEN j.status = 'running' AND coalesce(v_after.max_running, v_after.max_running_per_key) IS NOT NULL THEN true END
     WHERE j.id = ANY (ARRAY(
         SELECT r.id FROM {{schema}}.jobs r
-        WHERE r.queue = declare_limits.queue AND r.lane IS NOT NULL AND (r.status = 'running' OR r.slot > 0)
+        WHERE r.queue = declare_limits.queue AND r.lane IS NOT NULL AND (r.status = 'running' OR r.slot < 0)
         ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED));
     PERFORM {{schema}}.count_anew(declare_limits.queue);
     RETURN v_before.queue IS NOT NULL;
