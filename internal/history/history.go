@@ -11,6 +11,8 @@ type History struct {
 	Attempts []*Attempt            // in the order of their begins
 	Jobs     map[string][]*Attempt // by job, likewise
 	events   []Event
+
+	asked map[Kind]map[string]int // where something was first asked for a job, as a place in the log
 }
 
 // Attempt is one call of a handler.
@@ -37,13 +39,14 @@ const recordedWithin = 5 * time.Second
 
 // New makes a history of the events of a log.
 func New(events []Event) (*History, error) {
-	h := &History{Jobs: map[string][]*Attempt{}, events: events}
+	h := &History{Jobs: map[string][]*Attempt{}, events: events, asked: map[Kind]map[string]int{Cancel: {}, Retry: {}, Delete: {}}}
 	type call struct {
 		process, attempt int
 		job              string
 	}
 	open := map[call]*Attempt{}
-	stopped := map[int]time.Time{} // by process, until when it had its lease
+	of := map[int][]*Attempt{}     // by process
+	stopped := map[int]time.Time{} // likewise, until when it had its lease
 	for i, event := range events {
 		id := call{event.Process, event.Attempt, event.Job}
 		switch event.Kind {
@@ -57,6 +60,7 @@ func New(events []Event) (*History, error) {
 			}
 			open[id] = a
 			h.Attempts = append(h.Attempts, a)
+			of[event.Process] = append(of[event.Process], a)
 			h.Jobs[event.Job] = append(h.Jobs[event.Job], a)
 		case End:
 			a := open[id]
@@ -66,8 +70,8 @@ func New(events []Event) (*History, error) {
 			a.Ended, a.Outcome = min(a.Ended, i), event.Outcome
 			delete(open, id)
 		case Kill:
-			for _, a := range h.Attempts {
-				if a.Process == event.Process && (a.Ended > i || event.At.Sub(events[a.Ended].At) < recordedWithin) {
+			for _, a := range of[event.Process] {
+				if a.Ended > i || event.At.Sub(events[a.Ended].At) < recordedWithin {
 					a.Ended, a.Abandoned = min(a.Ended, i), true
 				}
 			}
@@ -77,12 +81,16 @@ func New(events []Event) (*History, error) {
 			}
 		case Stop:
 			stopped[event.Process] = event.Until
-			for _, a := range h.Attempts {
-				if a.Process == event.Process && a.Ended > i {
+			for _, a := range of[event.Process] {
+				if a.Ended > i {
 					a.Until = event.Until
 				}
 			}
-		case Create, Record:
+		case Cancel, Retry, Delete:
+			if !h.Asked(event.Kind, event.Job) {
+				h.asked[event.Kind][event.Job] = i
+			}
+		case Create, Record, Commit, Cancelled, Pause, Resume:
 		default:
 			return nil, fmt.Errorf("line %d: kind %q: expected one of the kinds of events", i+1, event.Kind)
 		}
@@ -157,18 +165,20 @@ func AtMostOfAKey(n int, queue string) Check {
 func InOrder(queue string) Check {
 	return func(h *History) (faults []string) {
 		for _, attempts := range h.byKey(queue) {
-			faults = append(faults, inOrder(attempts, func(a, last *Attempt) bool { return a.Order == last.Order+1 && last.Ended < a.Begun })...)
+			faults = append(faults, inOrder(attempts, func(a, last *Attempt) bool {
+				return a.Order == last.Order+1 && last.Outcome.isFinal() && last.Ended < a.Begun
+			})...)
 		}
 		return faults
 	}
 }
 
 // inOrder finds attempts that neither are of the same job as the one before nor
-// may follow it, finished as that is.
+// may follow it.
 func inOrder(attempts []*Attempt, mayFollow func(a, last *Attempt) bool) (faults []string) {
 	last := &Attempt{Ended: -1, Outcome: Succeeded}
 	for _, a := range attempts {
-		if follows := a.Order == last.Order || last.Outcome.isFinal() && mayFollow(a, last); !follows {
+		if follows := a.Order == last.Order || mayFollow(a, last); !follows {
 			faults = append(faults, fmt.Sprintf("out of order: %s\n  began after %s", a, last))
 		}
 		last = a

@@ -42,7 +42,11 @@ func told(t *testing.T, story ...string) *history.History {
 				e.Kind, e.Until = history.Stop, e.At.Add(3*time.Second)
 			}
 		case "records":
-			e.Kind, e.Job = history.Record, words[2]
+			e.Kind, e.Job, e.Outcome = history.Record, words[2], history.Outcome(words[3])
+		case "commit", "cancel", "cancelled", "retry", "delete":
+			e.Kind, e.Job = history.Kind(words[1]), words[2]
+		case "pause", "resume":
+			e.Kind, e.Queue = history.Kind(words[1]), words[2]
 		case "ends":
 			e.Kind, e.Job, e.Outcome = history.End, words[2], history.Outcome(words[3])
 		default:
@@ -108,8 +112,8 @@ func TestBrokenHistories(t *testing.T) {
 // zombies has what may happen to a process that was stopped for longer than its
 // lease, and to contexts that end.
 var zombies = []string{
-	"1 begins a1", "1 begins b1", "1 ends b1 succeeded", "1 is stopped", "2 records b1", "2 begins c1 after b1", "3 begins a1",
-	"3 loses a1", "2 begins a1", "3 ends a1 succeeded", "1 ends a1 succeeded", "2 ends a1 succeeded", "2 records a1", "2 begins a2",
+	"1 begins a1", "1 begins b1", "1 ends b1 succeeded", "1 is stopped", "2 records b1 succeeded", "2 begins c1 after b1", "3 begins a1",
+	"3 loses a1", "2 begins a1", "3 ends a1 succeeded", "1 ends a1 succeeded", "2 ends a1 succeeded", "2 records a1 succeeded", "2 begins a2",
 }
 
 func TestAGoodHistoryOfZombies(t *testing.T) {
@@ -139,8 +143,8 @@ func TestBrokenHistoriesOfZombies(t *testing.T) {
 		"twice in spite of a stop": {history.NeverTwiceAtOnce, "2 attempts of one job at once", append(zombies[:7:7], "2 begins a1")},
 		"context still there":      {history.NeverTwiceAtOnce, "2 attempts of one job", append(zombies[:7:7], "2 loses a1", "2 begins a1")},
 		"late":                     {history.NeverLate, "began after its lease had run out", []string{"1 is stopped", "2 begins a1", "1 begins b1 late"}},
-		"finished twice":           {history.FinishedOnce, "finished twice", append(zombies, "1 records a1")},
-		"begun after the end":      {history.FinishedOnce, "began after its end was recorded", append(zombies, "1 begins a1")},
+		"finished twice":           {history.FinishedOnce, "finished twice", append(zombies, "1 records a1 succeeded")},
+		"begun after the end":      {history.FinishedOnce, "began after its success was recorded", append(zombies, "1 begins a1")},
 		"overtaken":                {history.Ascending("q"), "out of order", []string{"1 begins a1", "1 begins b1", "1 ends a1 failed", "2 begins a3"}},
 		"back":                     {history.Ascending("q"), "out of order", []string{"1 begins a2", "1 ends a2 succeeded", "2 begins a1"}},
 		"taken over and overtaken": {history.Ascending("q"), "out of order", append(zombies[:9:9], "3 begins a2")},

@@ -23,8 +23,19 @@ const (
 	Lost   Kind = "lost"   // the context of a handler has ended: others may have its job from now on
 	Stop   Kind = "stop"   // a process was stopped: what it runs is its own for as long as its lease still lasts
 	Create Kind = "create" // the creation of a job was acknowledged
-	Record Kind = "record" // a process says that the last end of a job is in the database
+	Record Kind = "record" // a process says that an end of a job, of this outcome, is in the database
+
+	Commit    Kind = "commit"    // a handler was told that the transaction is committed in which it completed its job
+	Cancel    Kind = "cancel"    // somebody is about to cancel a job; what comes of it may not be known
+	Cancelled Kind = "cancelled" // that was acknowledged
+	Retry     Kind = "retry"     // somebody is about to retry a job
+	Delete    Kind = "delete"    // or to delete it
+	Pause     Kind = "pause"     // that a queue is paused was acknowledged
+	Resume    Kind = "resume"    // somebody is about to resume it
 )
+
+// AllQueues is the queue of a pause, or of its end, that is for all of them.
+const AllQueues = "*"
 
 // Outcome is what a handler returns.
 type Outcome string
@@ -36,6 +47,8 @@ const (
 	Snoozed     Outcome = "snoozed"     // likewise
 	Dead        Outcome = "dead"        // never again
 	Interrupted Outcome = "interrupted" // its context has ended, so others may have the job
+
+	CalledOff Outcome = "cancelled" // no handler returns that: it is an end that is recorded
 )
 
 // isFinal: the job is finished, if that was recorded.
@@ -48,14 +61,14 @@ type Event struct {
 	At      time.Time `json:"at"` // by the clock of the process; Write sets it
 	Job     string    `json:"job,omitempty"`
 	Attempt int       `json:"attempt,omitempty"` // a number that no other attempt of the job in this process has
-	Outcome Outcome   `json:"outcome,omitempty"` // of an end
+	Outcome Outcome   `json:"outcome,omitempty"` // of an end, or of what is recorded
+	Queue   string    `json:"queue,omitempty"`   // of a begin, a pause or its end
+	Parents []string  `json:"parents,omitempty"` // of a begin, or of a creation: jobs after which this one is to run
 
 	// Of a begin.
-	Queue     string    `json:"queue,omitempty"`
 	Key       string    `json:"key,omitempty"`
 	Order     int       `json:"order,omitempty"`     // the place of the job among those of its key
 	StartedAt time.Time `json:"started_at,omitzero"` // by the database's clock
-	Parents   []string  `json:"parents,omitempty"`   // jobs after which this one is to run
 	Recurring string    `json:"recurring,omitempty"` // which recurring job made it,
 	Slot      time.Time `json:"slot,omitzero"`       // and for when
 
@@ -98,13 +111,30 @@ func Read(path string) ([]Event, error) {
 	}
 	defer func() { _ = file.Close() }()
 	var events []Event
+	once := map[string]string{}
 	lines := bufio.NewScanner(file)
 	for lines.Scan() {
 		var event Event
 		if err := json.Unmarshal(lines.Bytes(), &event); err != nil {
 			return nil, fmt.Errorf("line %d of the log: %w", len(events)+1, err)
 		}
+		event.share(once)
 		events = append(events, event)
 	}
 	return events, lines.Err()
+}
+
+// share has equal texts of all events be one in memory: there are millions.
+func (e *Event) share(once map[string]string) {
+	one := func(text string) string {
+		first, ok := once[text]
+		if !ok {
+			first, once[text] = text, text
+		}
+		return first
+	}
+	e.Kind, e.Outcome, e.Job, e.Queue, e.Key = Kind(one(string(e.Kind))), Outcome(one(string(e.Outcome))), one(e.Job), one(e.Queue), one(e.Key)
+	for i, parent := range e.Parents {
+		e.Parents[i] = one(parent)
+	}
 }

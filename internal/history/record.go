@@ -40,36 +40,56 @@ func NeverLate(h *History) (faults []string) {
 }
 
 // FinishedOnce finds jobs that began, or came to an end, after a process had
-// said that their last end is in the database.
+// said that their last end is in the database. What was dead or cancelled may be
+// retried: then an end does not count, once for each time that somebody asked.
+// What has succeeded can't be.
 func FinishedOnce(h *History) (faults []string) {
-	recorded := map[string]int{}
+	type ends struct{ records, retries, line, success int } // lines from 1 on
+	jobs, begun := map[string]ends{}, 0
 	for i, event := range h.events {
-		line, ok := recorded[event.Job]
-		switch {
-		case event.Kind != Record:
-		case ok:
-			faults = append(faults, fmt.Sprintf("job %s finished twice: lines %d and %d", event.Job, line+1, i+1))
+		of := jobs[event.Job]
+		switch event.Kind {
+		case Retry:
+			of.retries++
+		case Record:
+			if of.records++; of.records > 1+of.retries {
+				faults = append(faults, fmt.Sprintf("job %s finished twice: lines %d and %d", event.Job, of.line, i+1))
+			}
+			if of.line = i + 1; event.Outcome == Succeeded {
+				of.success = i + 1
+			}
+		case Commit:
+			of.success = i + 1
+		case Begin:
+			a := h.Attempts[begun]
+			begun++
+			switch {
+			case a.Late:
+			case of.success > 0:
+				faults = append(faults, fmt.Sprintf("it began after its success was recorded in line %d: %s", of.success, a))
+			case of.records > of.retries:
+				faults = append(faults, fmt.Sprintf("it began after its end was recorded in line %d: %s", of.line, a))
+			}
+			continue
 		default:
-			recorded[event.Job] = i
+			continue
 		}
-	}
-	for _, a := range h.Attempts {
-		if line, ok := recorded[a.Job]; ok && line < a.Begun && !a.Late {
-			faults = append(faults, fmt.Sprintf("it began after its end was recorded in line %d: %s", line+1, a))
-		}
+		jobs[event.Job] = of
 	}
 	return faults
 }
 
 // Ascending finds where a job of a queue began before one of the same key with a
 // lower order that had begun was finished, or after one with a higher order. Jobs
-// without an order may be anywhere, and orders may be left out.
+// without an order may be anywhere, orders may be left out, and one that was
+// retried has another place. One that somebody has called off is finished by any
+// end.
 func Ascending(queue string) Check {
 	return func(h *History) (faults []string) {
 		for _, attempts := range h.byKey(queue) {
-			attempts = slices.DeleteFunc(attempts, func(a *Attempt) bool { return a.Order == 0 || a.Late })
+			attempts = slices.DeleteFunc(attempts, func(a *Attempt) bool { return a.Order == 0 || a.Late || h.Asked(Retry, a.Job) })
 			faults = append(faults, inOrder(attempts, func(a, last *Attempt) bool {
-				return a.Order > last.Order && (last.Ended < a.Begun || last.lostTo(a))
+				return a.Order > last.Order && (last.Outcome.isFinal() || h.calledOff(last.Job, a.Begun)) && (last.Ended < a.Begun || last.lostTo(a))
 			})...)
 		}
 		return faults
