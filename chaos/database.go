@@ -65,9 +65,16 @@ func startDatabase(ctx context.Context) (_ *database, err error) {
 			return nil, fmt.Errorf("%s: %w", statement, err)
 		}
 	}
-	d.admin, err = newPool(d.cluster.URL(databaseName), "chaos")
+	if d.admin, err = newPool(d.cluster.URL(databaseName), "chaos"); err != nil {
+		return nil, err
+	}
+	_, err = d.admin.Exec(ctx, effectsSQL)
 	return d, err
 }
+
+// effectsSQL makes the table in which handlers that complete their jobs
+// themselves leave what they did.
+const effectsSQL = `CREATE TABLE effects (job uuid NOT NULL); GRANT INSERT ON effects TO ` + role
 
 // serviceURL is the connection string of services, by way of a proxy.
 func (d *database) serviceURL(address string) string {
@@ -170,3 +177,15 @@ func query[T any](ctx context.Context, d *database, statement string, args ...an
 		}
 	}
 }
+
+// deletedSQL has each job that is deleted leave what it was, in the transaction
+// that deletes it: finished ones are not kept for long.
+const deletedSQL = `
+CREATE TABLE deleted (id uuid NOT NULL, status text NOT NULL, kind text);
+CREATE FUNCTION note_deleted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    INSERT INTO public.deleted SELECT id, status, payload ->> 'kind' FROM gone;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER note_deleted AFTER DELETE ON scheduler.jobs REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION note_deleted();`

@@ -38,6 +38,9 @@ type chaos struct {
 	fleet *fleet
 	load  *load
 
+	random []*rand.Rand  // of each side
+	calm   time.Duration // by how much the pauses between faults are longer
+
 	mu       sync.Mutex
 	injected map[string]int
 	verbose  bool
@@ -53,7 +56,7 @@ const undoing = 30 * time.Second
 func (c *chaos) injectAll(ctx context.Context, random *rand.Rand, s side) {
 	for ctx.Err() == nil {
 		for _, i := range random.Perm(len(s.faults)) {
-			pause := time.Duration(random.Int64N(int64(s.pause)))
+			pause := time.Duration(random.Int64N(int64(c.calm * s.pause)))
 			if ctx.Err() != nil {
 				return
 			}

@@ -24,8 +24,12 @@ func clientFaults() []fault {
 
 // runPath is a trigger of some queue, as its worker would send it.
 func runPath() string {
+	return "/api/jobs/run?status=any&limit=20&queue=" + someQueue()
+}
+
+func someQueue() string {
 	names := []string{"default", "blocking", "ledger", "wide", "lanes", "keyed", "rated", "singles"}
-	return fmt.Sprintf("/api/jobs/run?status=any&limit=20&queue=%s", names[rand.N(len(names))])
+	return names[rand.N(len(names))]
 }
 
 // trigger calls the Run endpoint of a service several times with the same.

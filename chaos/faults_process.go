@@ -28,7 +28,7 @@ func (c *chaos) processFaults() []fault {
 var errNobody = errors.New("no service is free")
 
 func kill(ctx context.Context, c *chaos) error {
-	p := c.fleet.take()
+	p := c.fleet.takeMortal()
 	if p == nil {
 		return errNobody
 	}
@@ -78,7 +78,7 @@ func zombie(ctx context.Context, c *chaos) error {
 }
 
 func shutDown(ctx context.Context, c *chaos) error {
-	p := c.fleet.take()
+	p := c.fleet.takeMortal()
 	if p == nil {
 		return errNobody
 	}
@@ -86,10 +86,11 @@ func shutDown(ctx context.Context, c *chaos) error {
 	return c.fleet.replace(ctx, p)
 }
 
-// deploy starts a new service before each old one is shut down.
+// deploy starts a new service before each old one is shut down, of those that may
+// be.
 func deploy(ctx context.Context, c *chaos) error {
-	for range fleetSize {
-		p := c.fleet.take()
+	for range c.fleet.mortals() {
+		p := c.fleet.takeMortal()
 		if p == nil {
 			return errNobody
 		}

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/relay-club/scheduler"
 	"github.com/relay-club/scheduler/internal/history"
 )
@@ -36,6 +38,9 @@ const (
 	ignores kind = "ignores" // goes on after its context has ended
 	eats    kind = "eats"    // takes much memory
 	spawns  kind = "spawns"  // creates a job
+
+	completes kind = "completes" // records its end in a transaction of its own, with an effect
+	lingers   kind = "lingers"   // takes up to a second
 )
 
 // handlers are those of one process. They write down what they do.
@@ -43,6 +48,7 @@ type handlers struct {
 	process  int
 	log      *history.Log
 	jobs     *scheduler.Scheduler
+	pool     *pgxpool.Pool
 	attempts atomic.Int64
 }
 
@@ -56,8 +62,9 @@ func (h *handlers) write(event history.Event) {
 
 // observe writes down which ends are in the database.
 func (h *handlers) observe(event scheduler.Event) {
-	if event.Kind == scheduler.EventSucceeded || event.Kind == scheduler.EventDead {
-		h.write(history.Event{Kind: history.Record, Job: event.Job.ID})
+	switch event.Kind {
+	case scheduler.EventSucceeded, scheduler.EventDead, scheduler.EventCancelled:
+		h.write(history.Event{Kind: history.Record, Job: event.Job.ID, Outcome: history.Outcome(event.Kind)})
 	}
 }
 
@@ -71,18 +78,27 @@ func (h *handlers) handle(ctx context.Context, job *scheduler.Job) (any, error) 
 		Kind: history.Begin, Job: job.ID, Attempt: attempt, Queue: string(job.Queue), Key: in.Key, Order: in.Order,
 		StartedAt: *job.StartedAt, Parents: in.Parents, Recurring: in.Recurring, Slot: job.Slot(),
 	})
-	returns := context.AfterFunc(ctx, func() { h.write(history.Event{Kind: history.Lost, Job: job.ID, Attempt: attempt}) })
+	returns := context.AfterFunc(ctx, func() {
+		// A job that is called off, or out of time, is its handler's until that returns.
+		if cause := context.Cause(ctx); !errors.Is(cause, scheduler.ErrJobCancelled) && !errors.Is(cause, scheduler.ErrJobTimeout) {
+			h.write(history.Event{Kind: history.Lost, Job: job.ID, Attempt: attempt})
+		}
+	})
+	ended := false
 	end := func(outcome history.Outcome) {
-		returns()
-		h.write(history.Event{Kind: history.End, Job: job.ID, Attempt: attempt, Outcome: outcome})
+		if !ended {
+			ended = true
+			returns()
+			h.write(history.Event{Kind: history.End, Job: job.ID, Attempt: attempt, Outcome: outcome})
+		}
 	}
-	outcome, err := h.do(ctx, in, end)
+	outcome, err := h.do(ctx, job, in, end)
 	end(outcome)
 	return nil, err
 }
 
-// do may also end its goroutine, having said so.
-func (h *handlers) do(ctx context.Context, in task, end func(history.Outcome)) (history.Outcome, error) {
+// do may also say itself how it is about to end.
+func (h *handlers) do(ctx context.Context, job *scheduler.Job, in task, end func(history.Outcome)) (history.Outcome, error) {
 	switch in.Kind {
 	case panics:
 		end(history.Failed)
@@ -109,6 +125,10 @@ func (h *handlers) do(ctx context.Context, in task, end func(history.Outcome)) (
 			return history.Failed, err
 		}
 		h.write(history.Event{Kind: history.Create, Job: job.ID})
+	case completes:
+		return h.complete(ctx, job, end)
+	case lingers:
+		return wait(ctx, rand.N(time.Second))
 	case brittle:
 		return h.work(ctx, 10)
 	}
@@ -122,13 +142,8 @@ func (h *handlers) work(ctx context.Context, once int) (history.Outcome, error) 
 	if rand.N(300) == 0 {
 		takes = rand.N(2 * time.Second)
 	}
-	select {
-	case <-time.After(takes):
-	case <-ctx.Done():
-		return history.Interrupted, ctx.Err()
-	}
-	if rand.N(once) > 0 {
-		return history.Succeeded, nil
+	if outcome, err := wait(ctx, takes); err != nil || rand.N(once) > 0 {
+		return outcome, err
 	}
 	soon := rand.N(100 * time.Millisecond)
 	switch rand.N(3) {
@@ -139,4 +154,47 @@ func (h *handlers) work(ctx context.Context, once int) (history.Outcome, error) 
 	default:
 		return history.Dead, scheduler.Cancel(errors.New("as asked"))
 	}
+}
+
+func wait(ctx context.Context, d time.Duration) (history.Outcome, error) {
+	select {
+	case <-time.After(d):
+		return history.Succeeded, nil
+	case <-ctx.Done():
+		return history.Interrupted, ctx.Err()
+	}
+}
+
+// complete leaves an effect in the database together with the end of its job. It
+// says that it ends before the commit, from which on others may go on.
+func (h *handlers) complete(ctx context.Context, job *scheduler.Job, end func(history.Outcome)) (history.Outcome, error) {
+	tx, err := h.pool.Begin(ctx)
+	if err != nil {
+		return history.Failed, err
+	}
+	defer func() {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		defer cancel()
+		_ = tx.Rollback(undo)
+	}()
+	if _, err := tx.Exec(ctx, "INSERT INTO effects (job) VALUES ($1::text::uuid)", job.ID); err != nil {
+		return history.Failed, err
+	}
+	if err := h.jobs.CompleteTx(ctx, tx, job, nil); err != nil {
+		return history.Failed, err
+	}
+	if rand.N(50) == 0 {
+		if outcome, err := wait(ctx, rand.N(time.Second)); err != nil {
+			return outcome, err
+		}
+	}
+	if rand.N(10) == 0 {
+		return history.Failed, scheduler.RetryAfter(0, errRollback)
+	}
+	end(history.Succeeded)
+	if err := tx.Commit(ctx); err != nil {
+		return history.Failed, err // it may have been committed all the same
+	}
+	h.write(history.Event{Kind: history.Commit, Job: job.ID})
+	return history.Succeeded, nil
 }

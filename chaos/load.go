@@ -28,12 +28,15 @@ type load struct {
 	fleet *fleet
 	db    *database
 	rate  int // how many jobs are to be created in a second, in all
+	ways  []way
 
 	acknowledged, unknown atomic.Int64
-	begun                 time.Time
+	begun                 time.Time // this round
+	before                int64     // how many were acknowledged then
 
 	mu         sync.Mutex
 	rolledBack []string // jobs whose transaction was
+	recent     []string // jobs that were created one by one
 }
 
 const (
@@ -42,22 +45,18 @@ const (
 	batch       = 100
 )
 
-// run creates jobs until ctx ends.
-func (l *load) run(ctx context.Context) {
-	l.begun = time.Now()
-	var group sync.WaitGroup
-	every := func(pause time.Duration, create func(ctx context.Context)) {
-		group.Go(func() {
-			for ctx.Err() == nil {
-				attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
-				create(attempt)
-				cancel()
-				time.Sleep(rand.N(2 * pause))
-			}
-		})
-	}
+// way is one in which jobs are created, or meddled with, again and again.
+type way struct {
+	pause  time.Duration // between two times, on the average
+	create func(ctx context.Context)
+}
+
+// waysOf are those of a load. They go on where they were, round after round.
+func waysOf(l *load) (ways []way) {
+	every := func(pause time.Duration, create func(ctx context.Context)) { ways = append(ways, way{pause, create}) }
+	fails := func() task { return task{Kind: brittle} }
 	every(100*time.Millisecond, l.many)
-	every(20*time.Millisecond, l.oneOfManyWays(scheduler.JobData{}, func() task { return task{Kind: brittle} }))
+	every(20*time.Millisecond, l.oneOfManyWays(scheduler.JobData{}, fails))
 	every(50*time.Millisecond, l.family)
 	every(200*time.Millisecond, l.inOrder(scheduler.JobQueueBlocking, "all", plain))
 	every(200*time.Millisecond, l.inOrder("ledger", "all", plain))
@@ -65,32 +64,64 @@ func (l *load) run(ctx context.Context) {
 		every(100*time.Millisecond, l.inOrder("lanes", fmt.Sprint("lane ", key), brittle))
 		every(50*time.Millisecond, l.inOrder("singles", fmt.Sprint("single ", key), brittle))
 	}
-	every(20*time.Millisecond, l.oneOfManyWays(scheduler.JobData{Queue: "wide"}, func() task { return task{Kind: brittle} }))
-	every(50*time.Millisecond, l.oneOfManyWays(scheduler.JobData{Queue: "rated"}, func() task { return task{Kind: brittle} }))
+	every(20*time.Millisecond, l.oneOfManyWays(scheduler.JobData{Queue: "wide"}, fails))
+	every(50*time.Millisecond, l.oneOfManyWays(scheduler.JobData{Queue: "rated"}, fails))
 	for key := range 5 {
 		key := fmt.Sprint("key ", key)
 		every(60*time.Millisecond, l.oneOfManyWays(scheduler.JobData{Queue: "keyed", Key: key}, func() task { return task{Kind: brittle, Key: key} }))
+	}
+	every(100*time.Millisecond, l.oneOfManyWays(scheduler.JobData{}, func() task { return task{Kind: completes} }))
+	every(50*time.Millisecond, l.meddle)
+	every(200*time.Millisecond, l.callOff)
+	every(500*time.Millisecond, l.meddleWithMany)
+	every(3*time.Second, l.pause)
+	return ways
+}
+
+// run creates jobs until ctx ends.
+func (l *load) run(ctx context.Context) {
+	l.begun, l.before = time.Now(), l.acknowledged.Load()
+	var group sync.WaitGroup
+	for _, w := range l.ways {
+		group.Go(func() {
+			for ctx.Err() == nil {
+				attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+				w.create(attempt)
+				cancel()
+				time.Sleep(rand.N(2 * w.pause))
+			}
+		})
 	}
 	group.Wait()
 }
 
 // acknowledge notes what came of a creation; no ids: it is not known.
-func (l *load) acknowledge(err error, ids ...string) {
+func (l *load) acknowledge(err error, ids ...string) { l.acknowledgeAfter(nil, err, ids...) }
+
+// acknowledgeAfter is acknowledge for jobs that run after others.
+func (l *load) acknowledgeAfter(parents []string, err error, ids ...string) {
 	if err != nil {
 		l.unknown.Add(1)
 		return
 	}
 	for _, id := range ids {
-		if err := l.log.Write(history.Event{Kind: history.Create, Job: id}); err != nil {
-			panic(err)
-		}
+		l.write(history.Event{Kind: history.Create, Job: id, Parents: parents})
 	}
 	l.acknowledged.Add(int64(len(ids)))
+	if len(ids) == 1 {
+		l.remember(ids[0])
+	}
+}
+
+func (l *load) write(event history.Event) {
+	if err := l.log.Write(event); err != nil {
+		panic(err)
+	}
 }
 
 // many creates as many jobs as are missing, unless too many wait.
 func (l *load) many(ctx context.Context) {
-	missing := int64(time.Since(l.begun).Seconds()*float64(l.rate)) - l.acknowledged.Load()
+	missing := int64(time.Since(l.begun).Seconds()*float64(l.rate)) + l.before - l.acknowledged.Load()
 	waiting, err := query[int](ctx, l.db, "SELECT count(*) FROM scheduler.jobs WHERE lane IS NOT NULL")
 	if err != nil || waiting > mostWaiting {
 		return
@@ -121,7 +152,7 @@ func (l *load) family(ctx context.Context) {
 	}
 	for range 2 { // a child of these, and one of the child
 		job, err := l.jobs.CreateJob(ctx, jobName, scheduler.JobData{After: parents, Payload: task{Parents: parents}})
-		l.acknowledge(err, ids(job)...)
+		l.acknowledgeAfter(parents, err, ids(job)...)
 		if err != nil {
 			return
 		}
@@ -148,6 +179,9 @@ func (l *load) inOrder(queue scheduler.JobQueue, key string, k kind) func(ctx co
 	}
 	return l.oneOfManyWays(data, func() task {
 		order++
+		if order%5 == 0 {
+			return task{Kind: completes, Key: key, Order: order}
+		}
 		return task{Kind: k, Key: key, Order: order}
 	})
 }

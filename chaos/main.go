@@ -25,23 +25,40 @@ import (
 // what can do that takes longer than the others.
 const clocksFrom = 5 * time.Minute
 
+// options are what the command is told.
+type options struct {
+	duration      time.Duration
+	soak          int // how many jobs are created in place of that; 0: no soak
+	rate          int
+	seed          uint64
+	fence         string // which is removed; "": none
+	keep, verbose bool
+}
+
 func main() {
 	if number, ok := os.LookupEnv(serviceEnv); ok {
 		exitOn(serve(number))
 		return
 	}
-	duration := flag.Duration("for", 10*time.Minute, "inject faults for this `time`")
-	rate := flag.Int("rate", 400, "create this `number` of jobs a second")
-	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "choose faults by this `number`; when they happen is left to chance")
-	keep := flag.Bool("keep", false, "keep the history and the log of the services")
-	verbose := flag.Bool("v", false, "print each fault when it is over")
+	var o options
+	flag.DurationVar(&o.duration, "for", 10*time.Minute, "inject faults for this `time`")
+	flag.IntVar(&o.soak, "soak", 0, "inject fewer of them, until this `number` of jobs is created, and look whether all stays level")
+	flag.IntVar(&o.rate, "rate", 400, "create this `number` of jobs a second")
+	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "choose faults by this `number`; when they happen is left to chance")
+	flag.StringVar(&o.fence, "without", "", "remove this `fence` first, so that harm must be found: "+fenceNames())
+	flag.BoolVar(&o.keep, "keep", false, "keep the history and the log of the services")
+	flag.BoolVar(&o.verbose, "v", false, "print each fault when it is over")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	harm, err := run(ctx, *duration, *rate, *seed, *keep, *verbose)
+	all, err := run(ctx, o)
 	exitOn(err)
+	harm := 0
+	for _, f := range all {
+		harm += f.n
+	}
 	if harm > 0 {
-		exitOn(fmt.Errorf("harm was done %d times, with -seed %d", harm, *seed))
+		exitOn(fmt.Errorf("harm was done %d times, with -seed %d", harm, o.seed))
 	}
 }
 
@@ -52,41 +69,56 @@ func exitOn(err error) {
 	}
 }
 
-func run(ctx context.Context, duration time.Duration, rate int, seed uint64, keep, verbose bool) (harm int, err error) {
+// run does it all, and returns what it has found.
+func run(ctx context.Context, o options) (all []found, err error) {
 	directory, err := os.MkdirTemp("", "chaos-")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	if keep {
+	if o.keep {
 		fmt.Fprintln(os.Stderr, "history and log are in", directory)
 	} else {
 		defer func() { _ = os.RemoveAll(directory) }()
 	}
-	c, stop, err := start(ctx, directory, rate, duration >= clocksFrom)
+	c, stop, err := start(ctx, directory, o)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
 
-	c.verbose = verbose
 	first := time.Now().Truncate(time.Minute).Add(time.Minute)
-	c.injectFor(ctx, duration, seed)
-	last := time.Now().Truncate(time.Minute)
-	fmt.Fprintln(os.Stderr, "all is healed, and what is left is worked off")
-	stuck, err := c.settle(ctx, last)
+	var stuck int
+	if o.soak > 0 {
+		var moments []moment
+		if moments, stuck, err = c.soak(ctx, o.soak); err == nil {
+			printLevel(os.Stdout, moments)
+			all = append(all, count("not level", notLevel(moments)))
+		}
+	} else {
+		stuck, err = c.round(ctx, func(ctx context.Context) { sleep(ctx, o.duration) })
+	}
 	if err != nil {
-		return 0, err
+		return nil, err
+	}
+	last := time.Now().Truncate(time.Minute)
+	if stuck == 0 {
+		stuck, err = c.settle(ctx, last)
+	}
+	if err != nil {
+		return nil, err
 	}
 	c.fleet.stopAll()
-	all, attempts, err := c.verify(ctx, stuck, first, last)
+	harms, attempts, err := c.verify(ctx, stuck, first, last)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	return c.print(os.Stdout, all, attempts), nil
+	all = append(harms, all...)
+	c.print(os.Stdout, all, attempts)
+	return all, nil
 }
 
 // start starts everything.
-func start(ctx context.Context, directory string, rate int, movable bool) (_ *chaos, _ func() error, err error) {
+func start(ctx context.Context, directory string, o options) (_ *chaos, _ func() error, err error) {
 	var undo []func() error
 	stop := func() (err error) {
 		for _, f := range slices.Backward(undo) {
@@ -99,7 +131,12 @@ func start(ctx context.Context, directory string, rate int, movable bool) (_ *ch
 			err = errors.Join(err, stop())
 		}
 	}()
-	c := &chaos{injected: map[string]int{}}
+	c := &chaos{injected: map[string]int{}, verbose: o.verbose, calm: 1}
+	kept := time.Minute
+	if o.soak > 0 {
+		// A tenth of the jobs is there at a time.
+		c.calm, kept = soakCalm, max(5*time.Second, time.Duration(o.soak/soakMoments/o.rate)*time.Second)
+	}
 	if c.db, err = startDatabase(ctx); err != nil {
 		return nil, nil, err
 	}
@@ -118,9 +155,10 @@ func start(ctx context.Context, directory string, rate int, movable bool) (_ *ch
 	}
 	undo = append(undo, stderr.Close)
 	c.fleet = &fleet{
-		program: os.Args[0], url: c.db.serviceURL(c.proxy.Listen), logPath: filepath.Join(directory, "history"), stderr: stderr, log: log, all: map[*process]bool{},
+		program: os.Args[0], url: c.db.serviceURL(c.proxy.Listen), logPath: filepath.Join(directory, "history"), kept: kept,
+		stderr: stderr, log: log, all: map[*process]bool{},
 	}
-	if movable {
+	if o.soak == 0 && o.duration >= clocksFrom {
 		if c.fleet.program, err = buildService(ctx, directory); err != nil {
 			return nil, nil, err
 		}
@@ -128,7 +166,17 @@ func start(ctx context.Context, directory string, rate int, movable bool) (_ *ch
 	}
 	undo = append(undo, func() error { c.fleet.stopAll(); return nil })
 	for i := range fleetSize {
-		if _, err := c.fleet.start(ctx, i > 0); err != nil {
+		p, err := c.fleet.start(ctx, i > 0)
+		if err != nil {
+			return nil, nil, err
+		}
+		p.lasts = o.soak > 0 && i == fleetSize-1
+	}
+	if err := c.db.exec(ctx, deletedSQL); err != nil {
+		return nil, nil, err
+	}
+	if o.fence != "" {
+		if err := c.db.removeFence(ctx, o.fence); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -137,23 +185,32 @@ func start(ctx context.Context, directory string, rate int, movable bool) (_ *ch
 		return nil, nil, err
 	}
 	undo = append(undo, func() error { pool.Close(); return nil })
-	jobs, err := scheduler.New(pool, scheduler.Config{Queues: queues(), Logger: slog.New(slog.DiscardHandler)})
-	c.load = &load{jobs: jobs, pool: pool, log: log, fleet: c.fleet, db: c.db, rate: rate}
+	observer := (&handlers{log: log}).observe
+	jobs, err := scheduler.New(pool, scheduler.Config{Queues: queues(), Observer: observer, Logger: slog.New(slog.DiscardHandler)})
+	for i := range c.sides() {
+		c.random = append(c.random, rand.New(rand.NewPCG(o.seed, uint64(i))))
+	}
+	c.load = &load{jobs: jobs, pool: pool, log: log, fleet: c.fleet, db: c.db, rate: o.rate}
+	c.load.ways = waysOf(c.load)
 	return c, stop, err
 }
 
-// injectFor creates jobs and injects faults for a time.
-func (c *chaos) injectFor(ctx context.Context, duration time.Duration, seed uint64) {
-	ctx, cancel := context.WithTimeout(ctx, duration)
+// round creates jobs and injects faults until it is over. Then all is healed, and
+// what is left is worked off; it returns what is stuck.
+func (c *chaos) round(ctx context.Context, over func(context.Context)) (stuck int, err error) {
+	harm, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var group sync.WaitGroup
-	group.Go(func() { c.load.run(ctx) })
-	group.Go(func() { c.triggers(ctx) })
+	group.Go(func() { c.load.run(harm) })
+	group.Go(func() { c.triggers(harm) })
 	for i, side := range c.sides() {
-		random := rand.New(rand.NewPCG(seed, uint64(i)))
-		group.Go(func() { c.injectAll(ctx, random, side) })
+		group.Go(func() { c.injectAll(harm, c.random[i], side) })
 	}
+	over(harm)
+	cancel()
 	group.Wait()
+	fmt.Fprintln(os.Stderr, "all is healed, and what is left is worked off")
+	return c.settle(ctx, time.Now().Truncate(time.Minute))
 }
 
 const unfinishedSQL = `

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +24,7 @@ import (
 type process struct {
 	number   int
 	resident bool
+	lasts    bool // no fault ends it
 	address  string
 	cmd      *exec.Cmd
 	expected atomic.Bool   // its end
@@ -33,7 +36,8 @@ type process struct {
 type fleet struct {
 	url, logPath string
 	program      string
-	clocks       bool // the program's clock can be moved
+	kept         time.Duration // how long finished jobs are
+	clocks       bool          // the program's clock can be moved
 	stderr       io.Writer
 	log          *history.Log
 
@@ -52,7 +56,7 @@ func (f *fleet) start(ctx context.Context, resident bool) (*process, error) {
 	p := &process{number: f.started, resident: resident, gone: make(chan struct{})}
 	f.mu.Unlock()
 	p.cmd = exec.Command(f.program)
-	p.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", serviceEnv, p.number), "DATABASE_URL="+f.url, "CHAOS_LOG="+f.logPath)
+	p.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", serviceEnv, p.number), "DATABASE_URL="+f.url, "CHAOS_LOG="+f.logPath, "CHAOS_KEPT="+f.kept.String())
 	if resident {
 		p.cmd.Env = append(p.cmd.Env, "CHAOS_RESIDENT=yes")
 	}
@@ -102,16 +106,33 @@ func (f *fleet) wait(p *process) {
 }
 
 // take returns a process that nobody else has taken; nil if there is none.
-func (f *fleet) take() *process {
+func (f *fleet) take() *process { return f.takeOne(func(*process) bool { return true }) }
+
+// takeMortal is take for what ends the process.
+func (f *fleet) takeMortal() *process { return f.takeOne(func(p *process) bool { return !p.lasts }) }
+
+func (f *fleet) takeOne(fits func(*process) bool) *process {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for p, free := range f.all { // in random order
-		if free {
+		if free && fits(p) {
 			f.all[p] = false
 			return p
 		}
 	}
 	return nil
+}
+
+// mortals is how many services there are that faults may end.
+func (f *fleet) mortals() (n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for p := range f.all {
+		if !p.lasts {
+			n++
+		}
+	}
+	return n
 }
 
 func (f *fleet) put(p *process) {
@@ -122,11 +143,16 @@ func (f *fleet) put(p *process) {
 	}
 }
 
-// addresses are those of all services.
-func (f *fleet) addresses() (addresses []string) {
+// processes are all of them, in the order of their starts.
+func (f *fleet) processes() []*process {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for p := range f.all {
+	return slices.SortedFunc(maps.Keys(f.all), func(a, b *process) int { return a.number - b.number })
+}
+
+// addresses are those of all services.
+func (f *fleet) addresses() (addresses []string) {
+	for _, p := range f.processes() {
 		addresses = append(addresses, p.address)
 	}
 	return addresses
@@ -164,14 +190,8 @@ func (p *process) stopped() {
 
 // stopAll shuts all services down.
 func (f *fleet) stopAll() {
-	f.mu.Lock()
-	var all []*process
-	for p := range f.all {
-		all = append(all, p)
-	}
-	f.mu.Unlock()
 	var group sync.WaitGroup
-	for _, p := range all {
+	for _, p := range f.processes() {
 		group.Go(p.terminate)
 	}
 	group.Wait()

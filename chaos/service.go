@@ -76,8 +76,12 @@ func serve(number string) error {
 	if err != nil {
 		return err
 	}
-	h := &handlers{process: process, log: log}
+	h := &handlers{process: process, log: log, pool: pool}
 	c := config()
+	if c.KeepFinished, err = time.ParseDuration(os.Getenv("CHAOS_KEPT")); err != nil {
+		return err
+	}
+	c.KeepDead = c.KeepFinished
 	c.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	c.JobNames, c.Observer = scheduler.JobNames{jobName: h.handle}, h.observe
 	s, err := scheduler.New(pool, c)
@@ -98,6 +102,7 @@ func serve(number string) error {
 	mux.Handle("/api/jobs/", s.Handler())
 	mux.HandleFunc("POST /exhaust", func(_ http.ResponseWriter, r *http.Request) { exhaust(r.Context(), pool) })
 	mux.HandleFunc("POST /clock", serveClock)
+	mux.HandleFunc("POST /vitals", serveVitals)
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()

@@ -28,6 +28,7 @@ var harms = []struct {
 		history.RateAtMost(30, time.Second, "rated"),
 	}},
 	{"dependants early", []history.Check{history.AfterParents}},
+	{"started though called off or paused", []history.Check{history.NeverAfterCancel, history.NeverInPause}},
 }
 
 // found is how often each harm was found, and one of each to look at.
@@ -48,11 +49,12 @@ func (c *chaos) verify(ctx context.Context, stuck int, first, last time.Time) (a
 	if err != nil {
 		return nil, 0, err
 	}
-	statuses, err := c.statuses(ctx)
+	rows, err := c.rows(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
-	all = append(all, count("lost", lostJobs(h, statuses)), count("there though rolled back", c.load.there(h, statuses)))
+	all = append(all, count("lost", lostJobs(h, rows)), count("there though rolled back", c.load.there(h, rows)),
+		count("completed without its effect, or twice", effects(h, rows)))
 	for _, harm := range harms {
 		var faults []string
 		for _, check := range harm.checks {
@@ -90,31 +92,47 @@ func forgetUnknown(events []history.Event) []history.Event {
 	return events
 }
 
-// statuses are those in the table, by job.
-func (c *chaos) statuses(ctx context.Context) (map[string]string, error) {
-	rows, err := c.db.admin.Query(ctx, "SELECT id::text, status FROM scheduler.jobs")
+// row is what the database has of a job, or had when it was deleted.
+type row struct {
+	status  string
+	kind    kind
+	effects int // of handlers that complete it themselves
+}
+
+const rowsSQL = `
+SELECT coalesce(j.id, e.job)::text, coalesce(j.status, ''), coalesce(j.kind, ''), coalesce(e.n, 0)
+FROM (SELECT id, status::text, payload ->> 'kind' AS kind FROM scheduler.jobs UNION ALL SELECT id, status, kind FROM deleted) AS j
+FULL JOIN (SELECT job, count(*) AS n FROM effects GROUP BY job) AS e ON e.job = j.id`
+
+// rows are those of all jobs.
+func (c *chaos) rows(ctx context.Context) (map[string]row, error) {
+	rows, err := c.db.admin.Query(ctx, rowsSQL)
 	if err != nil {
 		return nil, err
 	}
-	statuses := map[string]string{}
-	var id, status string
-	_, err = pgx.ForEachRow(rows, []any{&id, &status}, func() error {
-		statuses[id] = status
+	all := map[string]row{}
+	var id string
+	var r row
+	_, err = pgx.ForEachRow(rows, []any{&id, &r.status, &r.kind, &r.effects}, func() error {
+		all[id] = r
 		return nil
 	})
-	return statuses, err
+	return all, err
 }
 
 // lostJobs finds jobs that were acknowledged and are not there or not finished,
-// and those that have succeeded without a handler that did.
-func lostJobs(h *history.History, statuses map[string]string) (faults []string) {
+// those that have succeeded without a handler that did, and those that are
+// cancelled though nobody asked for that.
+func lostJobs(h *history.History, rows map[string]row) (faults []string) {
+	children := h.Children()
 	for _, job := range h.Created() {
-		switch status := statuses[job]; status {
-		case "succeeded":
+		switch status := rows[job].status; {
+		case status == "succeeded":
 			if !h.Success(job) {
 				faults = append(faults, fmt.Sprintf("job %s is succeeded, but no handler has: %v", job, h.Jobs[job]))
 			}
-		case "dead", "cancelled":
+		case status == "dead", h.Asked(history.Delete, job):
+		case status == "cancelled" && (h.Asked(history.Cancel, job) || children[job]):
 		default:
 			faults = append(faults, fmt.Sprintf("job %s has status %q", job, status))
 		}
@@ -122,18 +140,33 @@ func lostJobs(h *history.History, statuses map[string]string) (faults []string) 
 	return faults
 }
 
+// effects finds jobs that their handlers have completed, or not, whose effects are
+// not one, or none.
+func effects(h *history.History, rows map[string]row) (faults []string) {
+	for job, r := range rows {
+		expected := 0
+		if r.kind == completes && r.status == "succeeded" {
+			expected = 1
+		}
+		if r.effects != expected {
+			faults = append(faults, fmt.Sprintf("job %s has status %q and %d effects: %v", job, r.status, r.effects, h.Jobs[job]))
+		}
+	}
+	return faults
+}
+
 // there finds jobs whose creation was rolled back and that exist all the same.
-func (l *load) there(h *history.History, statuses map[string]string) (faults []string) {
+func (l *load) there(h *history.History, rows map[string]row) (faults []string) {
 	for _, job := range l.rolledBack {
-		if statuses[job] != "" || h.Jobs[job] != nil {
-			faults = append(faults, fmt.Sprintf("job %s has status %q and %d attempts", job, statuses[job], len(h.Jobs[job])))
+		if rows[job].status != "" || h.Jobs[job] != nil {
+			faults = append(faults, fmt.Sprintf("job %s has status %q and %d attempts", job, rows[job].status, len(h.Jobs[job])))
 		}
 	}
 	return faults
 }
 
 // print writes the tables.
-func (c *chaos) print(w io.Writer, all []found, attempts int) (harm int) {
+func (c *chaos) print(w io.Writer, all []found, attempts int) {
 	fmt.Fprintln(w, "| fault | injected |\n| --- | ---: |")
 	total, kinds := 0, 0
 	for _, side := range c.sides() {
@@ -151,10 +184,8 @@ func (c *chaos) print(w io.Writer, all []found, attempts int) (harm int) {
 		c.load.acknowledged.Load(), c.load.unknown.Load(), attempts)
 	for _, f := range all {
 		fmt.Fprintf(w, "| %s | %d |\n", f.harm, f.n)
-		harm += f.n
 		if f.n > 0 {
 			fmt.Fprintf(os.Stderr, "%s, such as: %s\n", f.harm, f.first)
 		}
 	}
-	return harm
 }

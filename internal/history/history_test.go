@@ -159,7 +159,9 @@ func TestBrokenHistoriesOfZombies(t *testing.T) {
 	}
 	require.False(t, told(t, "1 begins a1", "1 is stopped", "2 begins b1", "2 begins b2", "2 begins a1", "1 ends a1 succeeded").Success("a1"))
 	require.True(t, told(t, "1 begins a1", "1 is stopped", "1 ends a1 succeeded").Success("a1"), "nobody else had it")
-	require.Equal(t, []string{"a"}, must(t, history.Event{Kind: history.Create, Job: "a"}).Created())
+	created := must(t, history.Event{Kind: history.Create, Job: "a"}, history.Event{Kind: history.Create, Job: "b", Parents: []string{"a"}})
+	require.Equal(t, []string{"a", "b"}, created.Created())
+	require.Equal(t, map[string]bool{"b": true}, created.Children())
 }
 
 func must(t *testing.T, events ...history.Event) *history.History {

@@ -16,6 +16,17 @@ func (h *History) Created() (jobs []string) {
 	return jobs
 }
 
+// Children are those of them that run after others.
+func (h *History) Children() map[string]bool {
+	children := map[string]bool{}
+	for _, event := range h.events {
+		if event.Kind == Create && len(event.Parents) > 0 {
+			children[event.Job] = true
+		}
+	}
+	return children
+}
+
 // Success says whether a handler has succeeded with a job. If its process was
 // stopped meanwhile, that counts only where nobody else has had the job since.
 func (h *History) Success(job string) bool {
