@@ -12,7 +12,7 @@ import (
 // ends by itself takes longer than to run a short job, so that is done when
 // somebody asks for it.
 type jobContext struct {
-	lease   context.Context // ends when the lease is lost or Shutdown gives up waiting
+	lease   *term // ends when the lease is lost or Shutdown gives up waiting
 	leaseID string
 	attempt *attempt // set before the handler begins
 
@@ -32,7 +32,7 @@ var over = func() context.Context {
 }()
 
 // under says under which lease the job was claimed, before anybody else has it.
-func (c *jobContext) under(lease context.Context, leaseID string) {
+func (c *jobContext) under(lease *term, leaseID string) {
 	c.leaseID, c.lease = leaseID, lease
 }
 

@@ -32,6 +32,13 @@ func Finish(s *Scheduler, jobs []*Job) (lost int) {
 	return lost
 }
 
+// LoseLeaseUnnoticed lets the time of the lease be over whose timer has not run yet,
+// as in a process that was stopped.
+func LoseLeaseUnnoticed(s *Scheduler) {
+	now := time.Now()
+	s.lease.term.until.Store(&now)
+}
+
 // ObserverBegun says whether there is a goroutine for Config.Observer.
 func ObserverBegun(s *Scheduler) bool {
 	s.observer.mu.Lock()

@@ -78,7 +78,7 @@ func (in inside) Call(ctx context.Context, job any) (handled bool, result any, e
 		defer cancel()
 	}
 	rehearsal := own.copied()
-	rehearsal.life = &jobContext{lease: ctx}
+	rehearsal.life = &jobContext{lease: &term{Context: ctx}} // nobody asks when it is over
 	if id, err := uuid.Parse(own.ID); err == nil { // a test may have made it by hand
 		rehearsal.key = pgtype.UUID{Bytes: id, Valid: true}
 	}

@@ -27,7 +27,7 @@ type lease struct {
 	mu    sync.Mutex // held while the database is asked, so that one asks at a time
 	id    string     // "": none yet
 	until time.Time  // when this process considers it lost
-	ctx   context.Context
+	term  *term
 	lose  context.CancelCauseFunc
 	timer *time.Timer // loses it at until, whatever else hangs
 
@@ -40,6 +40,16 @@ type lease struct {
 	beating sync.WaitGroup
 	beats   bool
 }
+
+// term is the context of what runs under one lease, which ends when that is lost.
+type term struct {
+	context.Context
+	until atomic.Pointer[time.Time] // that of the lease
+}
+
+// isOver says whether the lease is lost, also where the timer that ends the context
+// is late: a process that was stopped runs handlers and timers in any order.
+func (t *term) isOver() bool { return t.Err() != nil || !time.Now().Before(*t.until.Load()) }
 
 // marginOf is how much earlier than the database we consider a lease lost.
 func marginOf(ttl time.Duration) time.Duration { return ttl / 10 }
@@ -58,9 +68,8 @@ WHERE id = $1::text::uuid AND expires_at > now()`
 const leaveLeaseSQL = `
 INSERT INTO {{schema}}.leases (id, holder, expires_at) VALUES ($1::text::uuid, $2::text, now()) ON CONFLICT DO NOTHING`
 
-// hold returns a lease that is good for at least half of its time, and the
-// context that ends when it is lost.
-func (l *lease) hold(ctx context.Context, s *Scheduler) (id string, life context.Context, err error) {
+// hold returns a lease that is good for at least half of its time, and its term.
+func (l *lease) hold(ctx context.Context, s *Scheduler) (id string, life *term, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.id == "" || time.Until(l.until) < s.config.Lease/2 {
@@ -68,7 +77,7 @@ func (l *lease) hold(ctx context.Context, s *Scheduler) (id string, life context
 			return "", nil, err
 		}
 	}
-	return l.id, l.ctx, nil
+	return l.id, l.term, nil
 }
 
 // listen notes whether this process wants to be notified of created jobs. The
@@ -99,7 +108,7 @@ func (l *lease) renew(ctx context.Context, s *Scheduler) error {
 	ttl := s.config.Lease
 	now := time.Now()
 	until := now.Add(ttl - marginOf(ttl))
-	held := l.id != "" && now.Before(l.until) && !errors.Is(context.Cause(l.ctx), ErrLeaseLost)
+	held := l.id != "" && now.Before(l.until) && !errors.Is(context.Cause(l.term), ErrLeaseLost)
 	patience := ttl / 3
 	if held {
 		patience = min(patience, l.until.Sub(now)) // an answer after that is of no use
@@ -113,6 +122,7 @@ func (l *lease) renew(ctx context.Context, s *Scheduler) error {
 		}
 		if tag.RowsAffected() == 1 {
 			l.until = until
+			l.term.until.Store(&until)
 			l.timer.Reset(time.Until(until))
 			l.noteTold()
 			return nil
@@ -133,7 +143,8 @@ func (l *lease) renew(ctx context.Context, s *Scheduler) error {
 	}
 	l.id, l.until = id.String(), until
 	ctx, lose := context.WithCancelCause(s.life)
-	l.ctx, l.lose = ctx, lose
+	l.term, l.lose = &term{Context: ctx}, lose
+	l.term.until.Store(&until)
 	l.timer = time.AfterFunc(time.Until(until), func() { lose(ErrLeaseLost) })
 	l.noteTold()
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -257,6 +258,26 @@ func init() {
 }
 
 // A job that kills its process is tried as often as others, and then dead.
+// A process that goes on after it was stopped may come to what it has claimed
+// before it comes to the timer of its lease.
+func TestNoHandlerBeginsWhenTheLeaseIsOver(t *testing.T) {
+	t.Parallel()
+	var s *scheduler.Scheduler
+	var began atomic.Int32
+	s = newScheduler(t, func(c *scheduler.Config) {
+		c.Concurrency, c.Lease = 1, time.Hour // nothing renews it meanwhile
+		c.JobNames = scheduler.JobNames{"a": func(context.Context, *scheduler.Job) (any, error) {
+			began.Add(1)
+			scheduler.LoseLeaseUnnoticed(s)
+			return nil, nil
+		}}
+	})
+	mustCreateMany(t, s, 3, "a", scheduler.JobData{})
+	report := mustRun(t, s, scheduler.RunFilter{Limit: 3})
+	require.EqualValues(t, 1, began.Load())
+	require.Equal(t, 1, report.Succeeded)
+}
+
 func TestAJobThatKillsItsProcessDies(t *testing.T) {
 	t.Parallel()
 	for _, queue := range []scheduler.JobQueue{scheduler.JobQueueDefault, scheduler.JobQueueBlocking} {

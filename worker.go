@@ -93,7 +93,7 @@ func RetryAfter(d time.Duration, err error) error { return &retryAfterError{d, e
 // recorded when it is in the database, or dropped because the lease was lost.
 func (s *Scheduler) handle(a *attempt) {
 	job := a.job
-	if job.life.Err() != nil { // before it began
+	if job.life.lease.isOver() || job.life.Err() != nil { // before it began
 		s.handBack(a)
 		return
 	}
