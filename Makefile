@@ -8,7 +8,7 @@ NESTED = $(patsubst %/go.mod,%,$(wildcard examples/*/go.mod))
 
 .PHONY: help
 help: ## print the targets (default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: ## run the quickstart, on $DATABASE_URL or a throw-away Postgres
@@ -52,6 +52,21 @@ bench: ## measure the library beside others on a throw-away Postgres, for some m
 chaos: ## do harm to services at work for ten minutes, and count what came of it
 	@scripts/install-postgres.sh server
 	@cd chaos && go run .
+
+.PHONY: chaos-short
+chaos-short: ## a minute of that, as for every change
+	@scripts/install-postgres.sh server
+	@cd chaos && go run . -for 60s
+
+.PHONY: soak
+soak: ## work a million jobs beside fewer faults, and look whether tables and memory stay level, for most of half an hour
+	@scripts/install-postgres.sh server
+	@cd chaos && go run . -soak 1000000 -rate 1500
+
+.PHONY: chaos-fences
+chaos-fences: ## take conditions out of the SQL, one at a time, and see that chaos finds the harm
+	@scripts/install-postgres.sh server
+	@cd chaos && CHAOS_FENCES=yes go test -count=1 -timeout 30m -run Fence -v .
 
 .PHONY: lint
 lint: ## vet, gofmt, golangci-lint, go mod tidy and the build of the examples, changing nothing

@@ -11,22 +11,22 @@ import (
 // fence is a condition in the library's SQL that keeps a kind of harm away.
 // Without it, the checks have to find that harm, or they are worth nothing.
 type fence struct {
-	function string // of the schema
-	text     string // in it; all of its places
-	without  string // what is left of that
+	function string   // of the schema
+	edits    []string // what stands in it, and what instead, in pairs
 	harm     string
 }
 
 var fences = map[string]fence{
-	"claim": {"claim", " FOR UPDATE SKIP LOCKED", "", "run twice at once"},
+	// By its place, a row that somebody else has claimed meanwhile is not found.
+	"claim": {"claim", []string{" FOR UPDATE SKIP LOCKED", "", "j.ctid AS row", "j.id AS row", "j.ctid = ANY", "j.id = ANY"}, "run twice at once"},
 	"finish": {
-		"finish", "j.claims = f.claims AND j.status = 'running' AND (j.cancelling IS NULL", "(j.cancelling IS NULL", "finished twice",
+		"finish", []string{"j.claims = f.claims AND j.status = 'running' AND (j.cancelling IS NULL", "(j.cancelling IS NULL"}, "finished twice",
 	},
-	"rescue": {"rescue", "l.expires_at <= clock_timestamp()", "true", "run twice at once"},
-	"order":  {"blocking_head", "q.head IS NOT NULL", "false", "out of order"},
-	"limits": {"claim", "greatest(least(claim.n, {{schema}}.room(v_limits, v_at)), 0)", "claim.n", "limits exceeded"},
-	"pause":  {"claim", "IF NOT FOUND OR v_paused THEN", "IF NOT FOUND THEN", "started though called off or paused"},
-	"cancel": {"finish", "AND (j.cancelling IS NULL OR f.status = 'succeeded')", "", "started though called off or paused"},
+	"rescue": {"rescue", []string{"l.expires_at <= clock_timestamp()", "true"}, "run twice at once"},
+	"order":  {"blocking_head", []string{"q.head IS NOT NULL", "false"}, "out of order"},
+	"limits": {"claim", []string{"greatest(least(claim.n, {{schema}}.room(v_limits, v_at)), 0)", "claim.n"}, "limits exceeded"},
+	"pause":  {"set_paused", []string{"SET paused = set_paused.paused", "SET paused = false"}, "started though called off or paused"},
+	"cancel": {"is_open_to", []string{"is_open_to.status IN ('pending', 'failed') OR is_open_to.status = 'running'", "is_open_to.status = 'running'"}, "started though called off or paused"},
 }
 
 func fenceNames() string { return strings.Join(slices.Sorted(maps.Keys(fences)), ", ") }
@@ -41,10 +41,13 @@ func (d *database) removeFence(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	text := strings.ReplaceAll(f.text, "{{schema}}", `"scheduler"`)
-	if !strings.Contains(definition, text) {
-		return fmt.Errorf("fence %q: function %s has no %q", name, f.function, text)
+	for edit := range slices.Chunk(f.edits, 2) {
+		text := strings.ReplaceAll(edit[0], "{{schema}}", `"scheduler"`)
+		if !strings.Contains(definition, text) {
+			return fmt.Errorf("fence %q: function %s has no %q", name, f.function, text)
+		}
+		definition = strings.ReplaceAll(definition, text, edit[1])
 	}
-	_, err = d.admin.Exec(ctx, strings.ReplaceAll(definition, text, f.without))
+	_, err = d.admin.Exec(ctx, definition)
 	return err
 }

@@ -74,7 +74,7 @@ func waysOf(l *load) (ways []way) {
 	every(50*time.Millisecond, l.meddle)
 	every(200*time.Millisecond, l.callOff)
 	every(500*time.Millisecond, l.meddleWithMany)
-	every(3*time.Second, l.pause)
+	every(2*time.Second, l.pause)
 	return ways
 }
 

@@ -131,7 +131,7 @@ func (l *load) pause(ctx context.Context) {
 	}
 	if err := l.jobs.PauseQueue(ctx, scheduler.JobQueue(queue)); err == nil {
 		l.write(history.Event{Kind: history.Pause, Queue: queue})
-		time.Sleep(rand.N(2 * time.Second))
+		time.Sleep(time.Second + rand.N(time.Second))
 	}
 	l.write(history.Event{Kind: history.Resume, Queue: queue})
 	for {
