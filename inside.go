@@ -79,7 +79,7 @@ func (in inside) Call(ctx context.Context, job any) (handled bool, result any, e
 	}
 	rehearsal := own.copied()
 	rehearsal.life = &jobContext{lease: &term{Context: ctx}} // nobody asks when it is over
-	if id, err := uuid.Parse(own.ID); err == nil { // a test may have made it by hand
+	if id, err := uuid.Parse(own.ID); err == nil {           // a test may have made it by hand
 		rehearsal.key = pgtype.UUID{Bytes: id, Valid: true}
 	}
 	a := &attempt{s: in.s, job: &rehearsal, queue: q, rehearsed: true}

@@ -56,7 +56,7 @@ func New(events []Event) (*History, error) {
 			}
 			a := &Attempt{Event: event, Begun: i, Ended: len(events)}
 			if until := stopped[event.Process]; event.StartedAt.Before(until) {
-				a.Until, a.Late = until, true
+				a.Until, a.Late = until, event.At.After(until)
 			}
 			open[id] = a
 			h.Attempts = append(h.Attempts, a)

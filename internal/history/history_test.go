@@ -123,6 +123,7 @@ func TestAGoodHistoryOfZombies(t *testing.T) {
 		history.AtMostOfAKey(1, "q"), history.AtMost(3, "q")))
 	require.True(t, h.Success("a1"))
 	require.False(t, h.Success("a2"))
+	require.Empty(t, told(t, "1 is stopped", "1 begins a1 late").Faults(history.NeverLate), "somebody else let it go on")
 	require.Empty(t, told(t, "1 begins a1 slot 1", "1 ends a1 failed", "2 begins a1 slot 1", "1 begins a2 slot 2").
 		Faults(history.EachSlotOnce([]string{"a"}, slot(1), slot(2), time.Minute)))
 	require.Empty(t, told(t, "1 begins a1", "1 ends a1 dead", "1 begins a4").Faults(history.Ascending("q")), "orders are left out")
@@ -142,7 +143,7 @@ func TestBrokenHistoriesOfZombies(t *testing.T) {
 		"taken too early":          {history.NeverTwiceAtOnce, "2 attempts of one job at once", []string{"1 begins a1", "1 is stopped", "2 begins b1", "2 begins a1"}},
 		"twice in spite of a stop": {history.NeverTwiceAtOnce, "2 attempts of one job at once", append(zombies[:7:7], "2 begins a1")},
 		"context still there":      {history.NeverTwiceAtOnce, "2 attempts of one job", append(zombies[:7:7], "2 loses a1", "2 begins a1")},
-		"late":                     {history.NeverLate, "began after its lease had run out", []string{"1 is stopped", "2 begins a1", "1 begins b1 late"}},
+		"late":                     {history.NeverLate, "began after its lease had run out", []string{"1 is stopped", "2 begins a1", "2 ends a1 dead", "2 begins c1", "1 begins b1 late"}},
 		"finished twice":           {history.FinishedOnce, "finished twice", append(zombies, "1 records a1 succeeded")},
 		"begun after the end":      {history.FinishedOnce, "began after its success was recorded", append(zombies, "1 begins a1")},
 		"overtaken":                {history.Ascending("q"), "out of order", []string{"1 begins a1", "1 begins b1", "1 ends a1 failed", "2 begins a3"}},
