@@ -22,7 +22,7 @@ test: ## install what the tests need and run them all, with the race detector
 	@# extensions there are.
 	go test -race -count=1 -timeout 30m
 	go test -race -count=1 $$(go list ./... | grep -vx "$$(go list)")
-	@set -e; for module in $(NESTED); do (set -x; cd $$module; go test -race -count=1 ./...); done
+	@set -e; for module in $(NESTED) chaos; do (set -x; cd $$module; go test -race -count=1 ./...); done
 
 # SCHEDULER_POSTGRES_BIN names the directory of another server's programs for any
 # go test here; SCHEDULER_TEST_POOLER=exec (or simple_protocol) leads the tests'

@@ -87,32 +87,29 @@ func run(ctx context.Context, o options) (all []found, err error) {
 	defer func() { err = errors.Join(err, stop()) }()
 
 	first := time.Now().Truncate(time.Minute).Add(time.Minute)
-	var stuck int
+	var moments []moment
 	if o.soak > 0 {
-		var moments []moment
-		if moments, stuck, err = c.soak(ctx, o.soak); err == nil {
-			printLevel(os.Stdout, moments)
-			all = append(all, count("not level", notLevel(moments)))
-		}
+		moments, err = c.soak(ctx, o.soak)
 	} else {
-		stuck, err = c.round(ctx, func(ctx context.Context) { sleep(ctx, o.duration) })
+		c.round(ctx, func(ctx context.Context) { sleep(ctx, o.duration) })
 	}
 	if err != nil {
 		return nil, err
 	}
 	last := time.Now().Truncate(time.Minute)
-	if stuck == 0 {
-		stuck, err = c.settle(ctx, last)
-	}
+	stuck, err := c.settle(ctx, last)
 	if err != nil {
 		return nil, err
 	}
 	c.fleet.stopAll()
-	harms, attempts, err := c.verify(ctx, stuck, first, last)
+	all, attempts, err := c.verify(ctx, stuck, first, last)
 	if err != nil {
 		return nil, err
 	}
-	all = append(harms, all...)
+	if len(moments) > 0 {
+		printLevel(os.Stdout, moments)
+		all = append(all, count("not level", notLevel(moments)))
+	}
 	c.print(os.Stdout, all, attempts)
 	return all, nil
 }
@@ -195,9 +192,8 @@ func start(ctx context.Context, directory string, o options) (_ *chaos, _ func()
 	return c, stop, err
 }
 
-// round creates jobs and injects faults until it is over. Then all is healed, and
-// what is left is worked off; it returns what is stuck.
-func (c *chaos) round(ctx context.Context, over func(context.Context)) (stuck int, err error) {
+// round creates jobs and injects faults until it is over. Then all is healed.
+func (c *chaos) round(ctx context.Context, over func(context.Context)) {
 	harm, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var group sync.WaitGroup
@@ -209,8 +205,7 @@ func (c *chaos) round(ctx context.Context, over func(context.Context)) (stuck in
 	over(harm)
 	cancel()
 	group.Wait()
-	fmt.Fprintln(os.Stderr, "all is healed, and what is left is worked off")
-	return c.settle(ctx, time.Now().Truncate(time.Minute))
+	fmt.Fprintf(os.Stderr, "%s %d jobs are created, all is healed, and what is left is worked off\n", time.Now().Format(time.TimeOnly), c.load.acknowledged.Load())
 }
 
 const unfinishedSQL = `

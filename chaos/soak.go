@@ -15,7 +15,8 @@ const (
 	soakMoments = 10 // at which it is looked whether all stays level
 	soakCalm    = 5  // times as long are the pauses between faults
 	soakRests   = 3 * time.Second
-	soakVacuum  = 3 * time.Minute // at most, for autovacuum to come
+	soakTidy    = 5 * time.Minute // at most, for old jobs to be deleted,
+	soakVacuum  = 3 * time.Minute // and for autovacuum to come
 )
 
 // moment is how things are when nothing is left to do.
@@ -39,30 +40,29 @@ type vitals struct {
 
 // soak creates so many jobs under faults. After each tenth of them all is healed
 // and worked off, and looked at; once more at the end, when old jobs are deleted
-// and their rows are vacuumed.
-func (c *chaos) soak(ctx context.Context, jobs int) (moments []moment, stuck int, err error) {
+// and their rows are vacuumed. No moments: it got stuck.
+func (c *chaos) soak(ctx context.Context, jobs int) (moments []moment, err error) {
 	if err := c.db.exec(ctx, "CREATE EXTENSION pgstattuple"); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	for i := range soakMoments {
 		target := int64(jobs) * int64(i+1) / soakMoments
-		stuck, err = c.round(ctx, func(ctx context.Context) {
+		c.round(ctx, func(ctx context.Context) {
 			for c.load.acknowledged.Load() < target && ctx.Err() == nil {
 				sleep(ctx, 50*time.Millisecond)
 			}
 		})
-		if err != nil || stuck > 0 {
-			return moments, stuck, err
+		if stuck, err := c.settle(ctx, time.Now().Truncate(time.Minute)); err != nil || stuck > 0 {
+			return nil, err
 		}
 		if moments, err = c.addMoment(ctx, moments); err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 	}
 	if err := c.tidy(ctx); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	moments, err = c.addMoment(ctx, moments)
-	return moments, 0, err
+	return c.addMoment(ctx, moments)
 }
 
 const (
@@ -74,11 +74,15 @@ const (
 // is old once an hour and when it begins, so these begin anew.
 func (c *chaos) tidy(ctx context.Context) error {
 	sleep(ctx, c.fleet.kept)
+	late := time.Now().Add(soakTidy)
 	for old := 1; old > 0; {
-		if err := deploy(ctx, c); err != nil {
+		if time.Now().After(late) {
+			return fmt.Errorf("%d old jobs are not deleted after %s", old, soakTidy)
+		}
+		err := deploy(ctx, c)
+		if err != nil {
 			return err
 		}
-		var err error
 		for until := time.Now().Add(10 * time.Second); old > 0 && time.Now().Before(until); sleep(ctx, time.Second) {
 			if old, err = query[int](ctx, c.db, oldSQL, (c.fleet.kept + 15*time.Second).Microseconds()); err != nil {
 				return err
