@@ -58,6 +58,7 @@ func TestNewRefusesBadSettings(t *testing.T) {
 		{config{Tokens: []string{"good", ""}}, "tokens", []string{"token 1"}},
 		{config{Tokens: []string{"s3cret line\n"}}, "tokens", []string{"token 0"}},
 		{config{Tokens: []string{"s3crét"}}, "tokens", []string{"token 0"}},
+		{config{Tokens: []string{strings.Repeat("t", 4097)}}, "tokens", []string{"token 0", "4096"}},
 		{config{Schema: "Scheduler"}, "schema", []string{`"Scheduler"`}},
 		{config{Schema: "1st"}, "schema", []string{`"1st"`}},
 		{config{Schema: `a"b`}, "schema", []string{`"a\"b"`}},

@@ -79,6 +79,7 @@ func (s *Scheduler) Handler() http.Handler {
 		tokens[i] = sha256.Sum256([]byte(token))
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		boundBodyTime(w, r)
 		if !hasToken(r, tokens) && (s.isRun(r) || s.config.Authorize == nil || !s.config.Authorize(r)) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			writeProblem(w, problem{Status: http.StatusUnauthorized, Detail: "expected a valid token in the header Authorization: Bearer <token>"})
@@ -110,13 +111,19 @@ func hasToken(r *http.Request, tokens [][sha256.Size]byte) bool {
 	if !strings.EqualFold(scheme, "Bearer") {
 		return false
 	}
-	sent := sha256.Sum256([]byte(strings.TrimSpace(token)))
+	if token = strings.TrimSpace(token); len(token) > mostToken { // not worth a digest
+		return false
+	}
+	sent := sha256.Sum256([]byte(token))
 	found := 0
 	for _, known := range tokens {
 		found |= subtle.ConstantTimeCompare(sent[:], known[:])
 	}
 	return found == 1
 }
+
+// mostToken bounds a token, as create_queue_worker does.
+const mostToken = 4096
 
 // mostWait bounds ?wait=.
 const mostWait = 5 * time.Minute
@@ -266,6 +273,7 @@ func writeJSON(w http.ResponseWriter, status int, value any) {
 		w.Header().Set("Content-Type", "application/json")
 	}
 	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff") // a payload is what somebody sent, and may look like a page
 	w.WriteHeader(status)
 	text := json.NewEncoder(w)
 	text.SetEscapeHTML(false) // it is no page

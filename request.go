@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -19,13 +20,32 @@ const mostBody = mostPayload + 64<<10
 var jobFields = []string{"name", "run_at", "payload", "queue", "max_attempts", "timeout", "owner", "tags", "metadata", "priority",
 	"unique_key", "unique_for", "on_duplicate", "key", "after", "after_any"}
 
-// readBody reads the body of a creation. One that is too large is a 413.
+// bodyTimeout is how long a body may take to come.
+const bodyTimeout = 30 * time.Second
+
+// boundBodyTime ends a body that comes too slowly, whether it is read here or
+// dropped by the server after the answer, unless the service's http.Server bounds
+// that time itself. A router's writer that lets nobody set a deadline leaves it
+// to the service.
+func boundBodyTime(w http.ResponseWriter, r *http.Request) {
+	server, _ := r.Context().Value(http.ServerContextKey).(*http.Server)
+	if r.ContentLength == 0 || server != nil && server.ReadTimeout > 0 {
+		return
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+}
+
+// readBody reads the body of a creation. One that is too large is a 413, one that
+// is too slow a 408.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, mostBody))
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
 			return nil, &statusError{http.StatusRequestEntityTooLarge, fmt.Errorf("the body is too large: expected at most %d bytes", mostBody)}
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, &statusError{http.StatusRequestTimeout, errors.New("the body took too long to come")}
 		}
 		return nil, &statusError{http.StatusBadRequest, errors.New("the body could not be read to its end")}
 	}
@@ -59,7 +79,15 @@ func readJob(body []byte) (name string, data JobData, err error) {
 		"priority": {&data.Priority, "a whole number"}, "key": {&data.Key, "a string"},
 		"after": {&data.After, "an array of the ids of jobs"}, "after_any": {&data.AfterAny, "true or false"},
 	} {
-		if value := fields[field]; !isNull(value) && json.Unmarshal(value, want.value) != nil {
+		value := fields[field]
+		if isNull(value) {
+			continue
+		}
+		// Go would read another text than was sent, the same for several of them.
+		if err := checkJSON(value); err != nil {
+			return "", data, &InputError{field, err}
+		}
+		if json.Unmarshal(value, want.value) != nil {
 			return "", data, badInput(field, "%s: expected %s", shown(string(value)), want.shape)
 		}
 	}

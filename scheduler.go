@@ -69,7 +69,9 @@ type Config struct {
 	// Defaults to none: every call is refused that Authorize does not allow.
 	Tokens []string
 	// Authorize, if set, decides in place of Tokens who may create, read, cancel
-	// and retry jobs over HTTP. Runs always need a token. Defaults to nil.
+	// and retry jobs over HTTP. Runs always need a token. If it goes by what a
+	// browser sends by itself, such as a cookie, it has to refuse what other
+	// sites make browsers send, see http.CrossOriginProtection. Defaults to nil.
 	Authorize func(*http.Request) bool
 	// Schema is the Postgres schema: 1 to 48 lower-case letters, digits or _,
 	// not beginning with a digit. Defaults to "scheduler".
@@ -243,8 +245,8 @@ func (c Config) check() error {
 			return badInput("tokens", "token %d is empty: is the variable that it comes from set?", i)
 		}
 		// Not shown: it may be a secret with one wrong character.
-		if strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-			return badInput("tokens", "token %d: expected visible ASCII characters without spaces", i)
+		if len(token) > mostToken || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return badInput("tokens", "token %d: expected at most %d visible ASCII characters without spaces", i, mostToken)
 		}
 	}
 	switch {
