@@ -86,7 +86,7 @@ func (s *Scheduler) Handler() http.Handler {
 			return
 		}
 		// Written in another way, a path is another path: the mux would redirect.
-		if r.URL.RawPath != "" || path.Clean(r.URL.Path) != r.URL.Path {
+		if r.URL.RawPath != "" || path.Clean("/"+r.URL.Path) != r.URL.Path { // also "*"
 			s.notFound(w, r)
 			return
 		}
