@@ -41,7 +41,9 @@ func TestNoTextIsTakenForSQL(t *testing.T) {
 	require.NoError(t, err)
 	mustExec(t, admin, "SET statement_timeout = '5s'") // some wait for others
 	tried := 0
+	seen := map[string]bool{}
 	for _, f := range functions {
+		f.seen = seen
 		for at := range f.Types {
 			for _, text := range injections {
 				statement := f.call(at, text)
@@ -60,7 +62,13 @@ func TestNoTextIsTakenForSQL(t *testing.T) {
 	}
 	require.Greater(t, tried, 500)
 	mustExec(t, admin, "TABLE public.canary")
+	for kind := range seen {
+		require.Contains(t, textless, strings.TrimSuffix(kind, "[]"), "an argument of this type may have text in it")
+	}
 }
+
+// textless are the types of arguments that no text can be in.
+var textless = []string{"bigint", "boolean", "date", "integer", "interval", "scheduler.schedule", "tid", "timestamp with time zone", "timestamp without time zone", "uuid"}
 
 func installDoubles(t *testing.T, admin *pgx.Conn) error {
 	if shared.http == "" {
@@ -73,6 +81,7 @@ func installDoubles(t *testing.T, admin *pgx.Conn) error {
 type attacked struct {
 	Name  string
 	Types []string
+	seen  map[string]bool // types that were passed over
 }
 
 // call is a call with the text in one argument, and in the others what is taken
@@ -83,16 +92,17 @@ func (a attacked) call(at int, text string) string {
 		values[i] = harmless(kind)
 	}
 	switch kind := a.Types[at]; kind {
-	case "text", "character varying", "name", "scheduler.job_name", "scheduler.job_key":
+	case "text", "character varying", "name", "scheduler.job_name", "scheduler.job_key", "scheduler.job_queue":
 		values[at] = "$canary$" + text + "$canary$::text"
 	case "text[]":
 		values[at] = "ARRAY[$canary$" + text + "$canary$]"
 	case "jsonb":
 		values[at] = "to_jsonb($canary$" + text + "$canary$::text)"
-	case "scheduler.jobs", "scheduler.queues", "scheduler.queue_workers":
+	case "scheduler.jobs", "scheduler.queues", "scheduler.queue_workers", "scheduler.queue_limits", "scheduler.recurring":
 		values[at] = fmt.Sprintf("jsonb_populate_record(NULL::%s, (SELECT jsonb_object_agg(c.name, $canary$%s$canary$::text)"+
-			" FROM unnest('{name,queue,endpoint,key,status,base,http_extension,scheduled_by}'::text[]) AS c (name)))", kind, text)
+			" FROM unnest('{name,queue,endpoint,key,status,base,http_extension,scheduled_by,schedule,time_zone,job,missed,last_key}'::text[]) AS c (name)))", kind, text)
 	default:
+		a.seen[kind] = true
 		return ""
 	}
 	return "SELECT " + a.Name + "(" + strings.Join(values, ", ") + ")"
