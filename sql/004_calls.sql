@@ -32,12 +32,15 @@ $$;
 
 -- The beginning of an answer for an error message, without the token: some error
 -- pages show the request they are about. pgsql-http takes in any bytes as text;
--- pg_cron would store what can't be read back.
+-- pg_cron would store what can't be read back. Expressions alone, no statements:
+-- auto_explain could show those, with the answer.
 CREATE FUNCTION {{schema}}.answer_shown(answer text, worker text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = '' AS $$
+DECLARE
+    v_bytes bytea;
 BEGIN
     BEGIN
-        PERFORM convert_to(answer, getdatabaseencoding());
+        v_bytes := convert_to(answer, getdatabaseencoding());
     EXCEPTION WHEN character_not_in_repertoire THEN
         RETURN '(no valid text)';
     END;
