@@ -58,7 +58,7 @@ func TestHTTPBoundsTheTimeOfABody(t *testing.T) {
 	t.Cleanup(server.Close)
 	body, never := io.Pipe()
 	t.Cleanup(func() { _ = never.Close() })
-	request, err := http.NewRequestWithContext(t.Context(), "POST", server.URL+"/api/jobs", body)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+"/api/jobs", body)
 	require.NoError(t, err)
 	request.Header.Set("Authorization", "Bearer "+webToken)
 	response, err := server.Client().Do(request)
