@@ -122,7 +122,8 @@ $$;
 -- The queues that somebody declared, and those of these that have jobs which are
 -- not finished: of a service that has not called Migrate.
 CREATE FUNCTION {{schema}}.known_queues(asked text[]) RETURNS SETOF text
-LANGUAGE sql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+LANGUAGE sql STABLE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
     SELECT q.name FROM {{schema}}.queues q
     UNION
     SELECT a.name FROM unnest(known_queues.asked) AS a (name)
