@@ -49,6 +49,13 @@ func TestHTTPBoundsTheTimeOfABody(t *testing.T) {
 	none := &timed{ResponseRecorder: httptest.NewRecorder()}
 	w.Handler().ServeHTTP(none, httptest.NewRequestWithContext(t.Context(), "POST", "/api/jobs/run", http.NoBody))
 	require.True(t, none.deadline.IsZero())
+	// Once it is there, its time is not that of the call, which the server would end.
+	there := &timed{ResponseRecorder: httptest.NewRecorder()}
+	r := httptest.NewRequestWithContext(t.Context(), "POST", "/api/jobs", strings.NewReader(`{}`))
+	r.Header.Set("Authorization", "Bearer "+webToken)
+	w.Handler().ServeHTTP(there, r)
+	require.Equal(t, http.StatusUnprocessableEntity, there.Code)
+	require.True(t, there.deadline.IsZero())
 
 	// The service's own bound counts, and is told in the same way.
 	w.server.Close()

@@ -28,11 +28,16 @@ const bodyTimeout = 30 * time.Second
 // that time itself. A router's writer that lets nobody set a deadline leaves it
 // to the service.
 func boundBodyTime(w http.ResponseWriter, r *http.Request) {
+	setBodyDeadline(w, r, time.Now().Add(bodyTimeout))
+}
+
+// setBodyDeadline sets until when the body has to be there; zero: as long as it takes.
+func setBodyDeadline(w http.ResponseWriter, r *http.Request, at time.Time) {
 	server, _ := r.Context().Value(http.ServerContextKey).(*http.Server)
 	if r.ContentLength == 0 || server != nil && server.ReadTimeout > 0 {
 		return
 	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+	_ = http.NewResponseController(w).SetReadDeadline(at)
 }
 
 // readBody reads the body of a creation. One that is too large is a 413, one that
@@ -49,6 +54,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		}
 		return nil, &statusError{http.StatusBadRequest, errors.New("the body could not be read to its end")}
 	}
+	setBodyDeadline(w, r, time.Time{}) // or the server would take it for the caller's hanging up
 	return body, nil
 }
 
