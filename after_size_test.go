@@ -72,15 +72,24 @@ func TestRescueOfParentsReadsLittle(t *testing.T) {
 		SELECT gen_random_uuid(), 'a', 'succeeded', now(), NULL FROM generate_series(1, 30000)`, a.schema))
 	mustExec(t, a.pool, fmt.Sprintf(`INSERT INTO %[1]s.job_dependencies (child, parent, after_any, outcome)
 		SELECT gen_random_uuid(), gen_random_uuid(), false, 'succeeded' FROM generate_series(1, 30000)`, a.schema))
-	parent := mustCreate(t, a.Scheduler, "a", scheduler.JobData{MaxAttempts: 1}).ID
-	child := mustCreate(t, a.Scheduler, "a", after(parent)).ID
-	const lost = "ffffffff-0000-0000-0000-000000000000"
-	mustExec(t, a.pool, "INSERT INTO "+a.schema+".leases (id, holder, expires_at) VALUES ($1::text::uuid, '', now())", lost)
-	mustExec(t, a.pool, "UPDATE "+a.schema+".jobs SET status = 'running', attempt = 1, claims = 1, lease_id = $1::text::uuid WHERE id = $2::text::uuid", lost, parent)
-	var plans []struct{ Plan planNode }
-	require.NoError(t, json.Unmarshal([]byte(mustQuery[string](t, a.pool, "EXPLAIN (ANALYZE, BUFFERS, FORMAT json) SELECT FROM "+a.schema+".rescue()")), &plans))
-	require.Less(t, plans[0].Plan.Hit+plans[0].Plan.Read, 1000)
-	a.requireCalledOff(t, child, parent+", which is dead")
+	session, err := a.pool.Acquire(t.Context())
+	require.NoError(t, err)
+	defer session.Release()
+	for i := range 2 { // the first one also reads what the session has to know of the schema
+		parent := mustCreate(t, a.Scheduler, "a", scheduler.JobData{MaxAttempts: 1}).ID
+		child := mustCreate(t, a.Scheduler, "a", after(parent)).ID
+		lost := fmt.Sprintf("ffffffff-0000-0000-0000-00000000000%d", i)
+		mustExec(t, a.pool, "INSERT INTO "+a.schema+".leases (id, holder, expires_at) VALUES ($1::text::uuid, '', now())", lost)
+		mustExec(t, a.pool, "UPDATE "+a.schema+".jobs SET status = 'running', attempt = 1, claims = 1, lease_id = $1::text::uuid WHERE id = $2::text::uuid", lost, parent)
+		var text string
+		require.NoError(t, session.QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT json) SELECT FROM "+a.schema+".rescue()").Scan(&text))
+		var plans []struct{ Plan planNode }
+		require.NoError(t, json.Unmarshal([]byte(text), &plans))
+		if blocks := plans[0].Plan.Hit + plans[0].Plan.Read; i > 0 {
+			require.Less(t, blocks, 300)
+		}
+		a.requireCalledOff(t, child, parent+", which is dead")
+	}
 }
 
 // blocks is how many blocks the statements read that were sent since forget, of
