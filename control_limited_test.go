@@ -14,6 +14,7 @@ import (
 // run jobs learn that the next one of the key may start.
 func TestNextOfAKeyStartsWhenItsHolderIsGone(t *testing.T) {
 	t.Parallel()
+	needsSession(t) // to listen: it polls too rarely
 	g := newGated(t, scheduler.QueueConfig{MaxConcurrencyPerKey: 1}, func(c *scheduler.Config) { c.PollInterval = time.Hour })
 	ctx, cancel := context.WithCancel(t.Context())
 	worked := make(chan error, 1)

@@ -1,6 +1,7 @@
 package scheduler_test
 
 import (
+	"encoding/json"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -46,10 +47,12 @@ func seed(t *testing.T, pool *pgxpool.Pool, schema string, n int) (jobs []*sched
 			finishedAt = job.CreatedAt
 		}
 		if job.Owner != "" || len(job.Tags) > 0 {
-			attributes = map[string]any{"owner": job.Owner, "tags": job.Tags}
+			text, err := json.Marshal(map[string]any{"owner": job.Owner, "tags": job.Tags}) // no exec mode needs more than text
+			require.NoError(t, err)
+			attributes = string(text)
 		}
 		batch.Queue(`INSERT INTO `+schema+`.jobs (id, name, queue, status, lane, run_at, created_at, finished_at, lease_id, result, attributes, attempt, claims)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11, 1, 1)`,
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11::text::jsonb, 1, 1)`,
 			job.ID, job.Name, job.Queue, job.Status, lanes[job.Status], job.RunAt, job.CreatedAt, finishedAt, lease, result, attributes)
 	}
 	require.NoError(t, pool.SendBatch(t.Context(), batch).Close())

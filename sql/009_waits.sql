@@ -71,8 +71,9 @@ BEGIN
         FROM (SELECT DISTINCT s.key FROM {{schema}}.starts s
             WHERE l.key_rate IS NOT NULL AND s.queue = l.queue AND s.key <> '' AND s.started_at > now() - l.key_rate_per) AS k
         WHERE EXISTS (
-            SELECT FROM unnest({{schema}}.priorities_of(l.queue)) AS p (priority), generate_series(0, 1) AS i (lane), LATERAL (
-                SELECT j.status FROM {{schema}}.jobs j WHERE j.queue = l.queue AND j.key = k.key AND j.slot IN (0, -1) AND j.lane = 3 * p.priority + i.lane
+            SELECT FROM unnest({{schema}}.priorities_of(l.queue)) AS p (priority), generate_series(0, 1) AS i (lane),
+                generate_series(-1, 0) AS t (slot), LATERAL (
+                SELECT j.status FROM {{schema}}.jobs j WHERE j.queue = l.queue AND j.key = k.key AND j.slot = t.slot AND j.lane = 3 * p.priority + i.lane
                     AND j.run_at <= now() AND j.status <> 'running' LIMIT 1) AS w)));
 END
 $$;
