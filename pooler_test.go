@@ -168,10 +168,10 @@ func throughPooler(config *pgxpool.Config) {
 	}
 	server, c := shared.admin.Config().ConnConfig, config.ConnConfig
 	isPooled := c.Port == sharedPooler.port // a copy of another pool's
-	if c.Host != server.Host || c.Port != server.Port && !isPooled || c.User != server.User {
+	if c.Host != server.Host || c.Port != server.Port && !isPooled {
 		return
 	}
-	if len(c.RuntimeParams) > 0 || config.AfterConnect != nil {
+	if c.User != server.User || len(c.RuntimeParams) > 0 || config.AfterConnect != nil {
 		if isPooled {
 			c.Port, c.DefaultQueryExecMode = server.Port, server.DefaultQueryExecMode
 		}
