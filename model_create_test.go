@@ -2,6 +2,7 @@ package scheduler_test
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -93,9 +94,11 @@ func (m *modelTest) createInSQL(t *rapid.T) {
 	if !data.RunAt.IsZero() {
 		runAt = &data.RunAt
 	}
+	payload, err := json.Marshal(data.Payload)
+	require.NoError(t, err)
 	var id string
-	err := m.pool.QueryRow(t.Context(), `SELECT `+m.schema+`.create_job($1, $2::timestamptz, $3::jsonb, $4, owner => $5,
-		unique_key => $6, unique_for => $7::bigint * interval '1 microsecond', priority => $8)::text`, data.Name, runAt, data.Payload, string(data.Queue), data.Owner,
+	err = m.pool.QueryRow(t.Context(), `SELECT `+m.schema+`.create_job($1, $2::timestamptz, $3::text::jsonb, $4, owner => $5,
+		unique_key => $6, unique_for => $7::bigint * interval '1 microsecond', priority => $8)::text`, data.Name, runAt, string(payload), string(data.Queue), data.Owner,
 		data.UniqueKey, data.UniqueFor.Microseconds(), data.Priority).Scan(&id)
 	require.NoError(t, err)
 	j, duplicate := m.model.create(data)
