@@ -34,6 +34,8 @@ DECLARE
     v_n           integer := claim.n;
     v_at          timestamptz := now();
     v_counted     boolean; -- NULL: they don't count
+    v_rows        bigint;  -- in which ends are noted,
+    v_ended       bigint;  -- and how many ends
     v_by_key      boolean;
     v_claimed     integer;
     v_since       timestamptz := coalesce(claim.since, '-infinity');
@@ -49,10 +51,25 @@ BEGIN
         RETURN;
     END IF;
     IF v_limited THEN
-        v_limits := {{schema}}.lock_limits(claim.queue);
+        -- Locked until the transaction ends: so one claim after another is made of
+        -- such a queue. Each statement after this sees what was committed before it
+        -- began, and so what the claims before have started.
+        IF current_setting('transaction_isolation') <> 'read committed' THEN
+            RAISE EXCEPTION 'a claim from queue %, which has limits, needs the isolation level READ COMMITTED: this is %',
+                quote_literal(claim.queue), upper(current_setting('transaction_isolation')) USING ERRCODE = 'object_not_in_prerequisite_state';
+        END IF;
+        SELECT * INTO v_limits FROM {{schema}}.queue_limits l WHERE l.queue = claim.queue FOR NO KEY UPDATE;
         v_at := clock_timestamp(); -- not now(), which may be older than that of the claim before
-        v_n := greatest(least(claim.n, {{schema}}.room(v_limits, v_at)), 0);
-        v_counted := CASE WHEN coalesce(v_limits.max_running, v_limits.max_running_per_key) IS NOT NULL THEN true END;
+        IF coalesce(v_limits.max_running, v_limits.max_running_per_key) IS NOT NULL THEN
+            v_counted := true;
+            SELECT count(*), coalesce(sum(e.n), 0) INTO v_rows, v_ended FROM {{schema}}.ends e WHERE e.queue = claim.queue;
+            IF v_rows > 20 THEN
+                WITH ended AS (DELETE FROM {{schema}}.ends e WHERE e.queue = claim.queue RETURNING e.n)
+                SELECT v_limits.running - sum(e.n), 0 INTO v_limits.running, v_ended FROM ended e;
+            END IF;
+        END IF;
+        v_n := greatest(0, least(claim.n, v_limits.max_running - (v_limits.running - v_ended),
+            CASE WHEN v_limits.rate IS NOT NULL THEN v_limits.rate - {{schema}}.started(claim.queue, '', v_at - v_limits.rate_per) END));
         v_by_key := v_prioritized OR coalesce(v_limits.max_running_per_key, v_limits.key_rate, v_limits.key_round) IS NOT NULL;
     END IF;
     IF v_by_key THEN
@@ -166,7 +183,7 @@ BEGIN
             WHERE j.status IS DISTINCT FROM f.status;
     END IF;
     IF coalesce(v_counted, v_others) IS NOT NULL THEN
-        PERFORM {{schema}}.note_ends(v_counted || v_others);
+        INSERT INTO {{schema}}.ends (queue, n) SELECT q.name, count(*) FROM unnest(v_counted || v_others) AS q (name) GROUP BY q.name;
     END IF;
     IF coalesce(v_awaited, v_called) IS NOT NULL THEN
         PERFORM {{schema}}.release_dependants(v_awaited || v_called);

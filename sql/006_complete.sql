@@ -24,7 +24,9 @@ BEGIN
     WHERE j.id = complete.id AND j.claims = complete.claims AND j.status = 'running'
     RETURNING j.awaited, CASE WHEN NOT j.counted THEN j.queue END INTO v_awaited, v_counted;
     IF FOUND THEN
-        PERFORM {{schema}}.note_ends(ARRAY[v_counted]) WHERE v_counted IS NOT NULL;
+        IF v_counted IS NOT NULL THEN
+            INSERT INTO {{schema}}.ends (queue, n) VALUES (v_counted, 1);
+        END IF;
         IF v_awaited THEN
             PERFORM set_config('lock_timeout', '0', true); -- others that finish before the same job are waited for
             PERFORM {{schema}}.release_dependants(ARRAY[complete.id]);

@@ -4,7 +4,8 @@
 -- So a claim, which holds the lock of queue_limits, counts there what it starts,
 -- and marks those jobs as counted. Whatever ends an attempt takes that mark away,
 -- and notes the end in a row of its own, in the same transaction: so it is noted
--- exactly once, and nobody waits. The next claim adds up the rows and deletes them.
+-- exactly once, and nobody waits. Claims add up the rows, and now and then take
+-- what is in them off the number.
 
 CREATE TABLE {{schema}}.ends (
     queue text    NOT NULL,
@@ -12,20 +13,12 @@ CREATE TABLE {{schema}}.ends (
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX ends_of_queue ON {{schema}}.ends (queue);
 
--- Notes ends of jobs that counted in these queues.
-CREATE FUNCTION {{schema}}.note_ends(queues text[]) RETURNS void
-LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
-BEGIN
-    INSERT INTO {{schema}}.ends (queue, n) SELECT q.name, count(*) FROM unnest(note_ends.queues) AS q (name) GROUP BY q.name;
-END
-$$;
-
 -- Notes the ends of those of these jobs, which have just ended, that counted.
 CREATE FUNCTION {{schema}}.note_ends_of(ids uuid[]) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
-    PERFORM {{schema}}.note_ends(array_agg(j.queue::text)) FROM {{schema}}.jobs j WHERE j.id = ANY (note_ends_of.ids) AND NOT j.counted
-    HAVING count(*) > 0;
+    INSERT INTO {{schema}}.ends (queue, n)
+    SELECT j.queue, count(*) FROM {{schema}}.jobs j WHERE j.id = ANY (note_ends_of.ids) AND NOT j.counted GROUP BY j.queue;
 END
 $$;
 

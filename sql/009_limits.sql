@@ -9,20 +9,6 @@
 -- are below 0 for such a job to be the first of its key in the index.) How many run
 -- in the queue is in 009_ends.sql.
 
--- How many more jobs may start, as far as the limits of the whole queue go, of
--- which l.running are running; NULL: any number.
-CREATE FUNCTION {{schema}}.room(l {{schema}}.queue_limits, at timestamptz) RETURNS bigint
-LANGUAGE plpgsql STABLE SET search_path = '' AS $$
-DECLARE
-    v_room bigint := l.max_running - l.running;
-BEGIN
-    IF l.rate IS NOT NULL THEN
-        v_room := least(v_room, l.rate - {{schema}}.started(l.queue, '', room.at - l.rate_per));
-    END IF;
-    RETURN v_room;
-END
-$$;
-
 -- The first due jobs of a queue that a claim could start if there were no limits,
 -- in the order of claim_by_priority. Those passed over are left out.
 CREATE FUNCTION {{schema}}.first_due(
@@ -152,29 +138,6 @@ BEGIN
                 WHERE j.queue = next_keys.queue AND j.key > k.key AND j.lane IS NOT NULL ORDER BY j.key LIMIT 1), k.place + 1
             FROM k WHERE k.key IS NOT NULL AND k.place < next_keys.n)
         SELECT k.key FROM k WHERE k.key IS NOT NULL ORDER BY k.place);
-END
-$$;
-
--- The limits of a queue, locked until the transaction ends: so one claim after
--- another is made of such a queue. Each statement after this sees what was
--- committed before it began, and so what the claims before have started. What has
--- ended is taken off running, which the claim then writes. (The claim has switched
--- off scans for this too: each SET takes time.)
-CREATE FUNCTION {{schema}}.lock_limits(queue text) RETURNS {{schema}}.queue_limits
-LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
-DECLARE
-    l {{schema}}.queue_limits%ROWTYPE;
-BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'a claim from queue %, which has limits, needs the isolation level READ COMMITTED: this is %',
-            quote_literal(lock_limits.queue), upper(current_setting('transaction_isolation')) USING ERRCODE = 'object_not_in_prerequisite_state';
-    END IF;
-    SELECT * INTO l FROM {{schema}}.queue_limits q WHERE q.queue = lock_limits.queue FOR NO KEY UPDATE;
-    IF coalesce(l.max_running, l.max_running_per_key) IS NOT NULL THEN
-        WITH ended AS (DELETE FROM {{schema}}.ends e WHERE e.queue = lock_limits.queue RETURNING e.n)
-        SELECT l.running - coalesce(sum(e.n), 0) INTO l.running FROM ended e;
-    END IF;
-    RETURN l;
 END
 $$;
 

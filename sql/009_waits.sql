@@ -10,11 +10,10 @@ DECLARE
     v_lost timestamptz;
 BEGIN
     SELECT * INTO l FROM {{schema}}.queue_limits q WHERE q.queue = next_start.queue;
-    l.running := {{schema}}.running_in(l);
-    IF l.running > 0 THEN
+    IF {{schema}}.running_in(l) > 0 THEN
         SELECT min(e.expires_at) INTO v_lost FROM {{schema}}.leases e WHERE e.expires_at > now(); -- next_due looks at the others
     END IF;
-    IF {{schema}}.room(l, now()) <= 0 THEN
+    IF least(l.max_running - {{schema}}.running_in(l), l.rate - {{schema}}.started(l.queue, '', now() - l.rate_per)) <= 0 THEN
         RETURN coalesce({{schema}}.opens_at(l.queue, '', l.rate, l.rate_per), v_lost);
     END IF;
     IF {{schema}}.can_start(l, next_start.pending, next_start.failed, next_start.names) THEN
