@@ -123,6 +123,11 @@ func (s *Scheduler) handle(a *attempt) {
 		}
 		s.record(a, out)
 	}()
+	if job.life.lease.isOver() { // a last look: what is above may have waited, or the process was stopped
+		out.handBack()
+		returned = true
+		return
+	}
 	given := *job    // a copy, which the handler may change
 	given.life = nil // ours alone, and not to be kept by who keeps the job
 	result, err := s.handlers[job.Name](ctx, &given)
