@@ -24,7 +24,7 @@ var fences = map[string]fence{
 	},
 	"rescue": {"rescue", []string{"l.expires_at <= clock_timestamp()", "true"}, "run twice at once"},
 	"order":  {"blocking_head", []string{"q.head IS NOT NULL", "false"}, "out of order"},
-	"limits": {"claim", []string{"greatest(least(claim.n, {{schema}}.room(v_limits, v_at)), 0)", "claim.n"}, "limits exceeded"},
+	"limits": {"claim", []string{"v_limits.max_running - (v_limits.running - v_ended)", "claim.n"}, "limits exceeded"},
 	"pause":  {"set_paused", []string{"SET paused = set_paused.paused", "SET paused = false"}, "started though called off or paused"},
 	"cancel": {"is_open_to", []string{"is_open_to.status IN ('pending', 'failed') OR is_open_to.status = 'running'", "is_open_to.status = 'running'"}, "started though called off or paused"},
 }

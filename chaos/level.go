@@ -16,9 +16,9 @@ const (
 	moreRSS        = 64 << 20
 )
 
-// notLevel finds what has grown without bound. The table and its indexes may be
-// half as large again at any moment as they were at the largest of the first
-// three: rows come and go, and at each moment a few more or less are kept.
+// notLevel finds what has grown without bound. The table and its indexes grow to
+// their size, which is that of what comes and goes between two vacuums: in the last
+// third, they may be no more than a quarter larger than ever before.
 func notLevel(moments []moment) (faults []string) {
 	most := func(of []moment, size func(moment) int64) int64 {
 		return size(slices.MaxFunc(of, func(a, b moment) int { return int(size(a) - size(b)) }))
@@ -26,8 +26,8 @@ func notLevel(moments []moment) (faults []string) {
 	for what, size := range map[string]func(moment) int64{
 		"the table has": func(m moment) int64 { return m.table }, "its indexes have": func(m moment) int64 { return m.indexes },
 	} {
-		before, after := most(moments[:min(3, len(moments))], size), most(moments, size)
-		if after > before+before/2 {
+		before, after := most(moments[:max(1, 2*len(moments)/3)], size), most(moments, size)
+		if after > before+before/4 {
 			faults = append(faults, fmt.Sprintf("%s %s, after %s", what, mebibytes(after), mebibytes(before)))
 		}
 	}

@@ -144,6 +144,7 @@ func TestBrokenHistoriesOfZombies(t *testing.T) {
 		"twice in spite of a stop": {history.NeverTwiceAtOnce, "2 attempts of one job at once", append(zombies[:7:7], "2 begins a1")},
 		"context still there":      {history.NeverTwiceAtOnce, "2 attempts of one job", append(zombies[:7:7], "2 loses a1", "2 begins a1")},
 		"late":                     {history.NeverLate, "began after its lease had run out", []string{"1 is stopped", "2 begins a1", "2 ends a1 dead", "2 begins c1", "1 begins b1 late"}},
+		"late and told late":       {history.NeverLate, "began after its lease", []string{"1 is stopped", "2 begins a1", "2 ends a1 dead", "2 begins c1", "1 begins b1 late", "1 loses b1"}},
 		"finished twice":           {history.FinishedOnce, "finished twice", append(zombies, "1 records a1 succeeded")},
 		"begun after the end":      {history.FinishedOnce, "began after its success was recorded", append(zombies, "1 begins a1")},
 		"overtaken":                {history.Ascending("q"), "out of order", []string{"1 begins a1", "1 begins b1", "1 ends a1 failed", "2 begins a3"}},
@@ -158,6 +159,11 @@ func TestBrokenHistoriesOfZombies(t *testing.T) {
 		require.NotEmpty(t, faults, title)
 		require.Contains(t, faults[0], test.fault, title)
 	}
+	stopped := history.Event{Kind: history.Stop, Process: 1, Until: time.Unix(20, 0)}
+	begins := history.Event{Kind: history.Begin, Process: 1, Job: "a", StartedAt: time.Unix(10, 0), At: time.Unix(30, 0)}
+	loses := history.Event{Kind: history.Lost, Process: 1, Job: "a", At: time.Unix(30, 0)}
+	require.Empty(t, must(t, stopped, begins, loses).Faults(history.NeverLate), "its context ends at once")
+	require.NotEmpty(t, must(t, stopped, begins).Faults(history.NeverLate))
 	require.False(t, told(t, "1 begins a1", "1 is stopped", "2 begins b1", "2 begins b2", "2 begins a1", "1 ends a1 succeeded").Success("a1"))
 	require.True(t, told(t, "1 begins a1", "1 is stopped", "1 ends a1 succeeded").Success("a1"), "nobody else had it")
 	created := must(t, history.Event{Kind: history.Create, Job: "a"}, history.Event{Kind: history.Create, Job: "b", Parents: []string{"a"}})
