@@ -312,13 +312,26 @@ func TestManyClaimsAtOnceKeepTheLimits(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	running, most := map[string]int{}, map[string]int{}
-	handler := func(_ context.Context, job *scheduler.Job) (any, error) {
+	full := make(chan struct{}) // closed when the limit is reached for the first time
+	handler := func(ctx context.Context, job *scheduler.Job) (any, error) {
 		mu.Lock()
 		for _, key := range []string{"", job.Key} {
 			running[key]++
 			most[key] = max(most[key], running[key])
 		}
+		if running[""] == 5 {
+			select {
+			case <-full:
+			default:
+				close(full)
+			}
+		}
 		mu.Unlock()
+		select {
+		case <-full:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 		time.Sleep(time.Millisecond) // work, during which others could overlap
 		mu.Lock()
 		defer mu.Unlock()
@@ -341,7 +354,7 @@ func TestManyClaimsAtOnceKeepTheLimits(t *testing.T) {
 	}
 	var jobs []scheduler.NewJob
 	for i := range 300 {
-		jobs = append(jobs, scheduler.NewJob{Name: "work", JobData: scheduler.JobData{Queue: "limited", Key: fmt.Sprint(i % 7)}})
+		jobs = append(jobs, scheduler.NewJob{Name: "work", JobData: scheduler.JobData{Queue: "limited", Key: fmt.Sprint(i / 2 % 7)}})
 	}
 	_, err := all[0].CreateJobs(t.Context(), jobs)
 	require.NoError(t, err)
