@@ -134,6 +134,8 @@ func (s *Scheduler) serveRun(w http.ResponseWriter, r *http.Request) {
 		writeError(w, r, s, err)
 		return
 	}
+	// Not while the caller waits: the server would take it for the caller's hanging up.
+	setBodyDeadline(w, r, time.Now().Add(wait+bodyTimeout))
 	// Neither the end nor the values of the request's context reach the
 	// handlers: routers use them again for other requests.
 	run, err := s.startRun(context.Background(), context.Background(), filter)

@@ -46,6 +46,7 @@ func (r *refill) ended() {
 	r.running--
 	if 2*r.running <= r.most {
 		wake(r.freed)
+		return
 	}
 	r.wakeSoon()
 }
