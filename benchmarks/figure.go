@@ -44,6 +44,7 @@ const (
 	rowP99Alone    row = "p99 alone"
 	rowHTTP        row = "http"
 	rowBeside      row = "beside"
+	rowPlain       row = "plain"
 	rowUnlimited   row = "unlimited"
 	rowAtOnce      row = "at once"
 	rowPerKey      row = "per key"
@@ -69,6 +70,7 @@ var rows = []struct {
 	{rowDrain, "jobs drained a second", 0},
 	{rowHTTP, "jobs drained a second over HTTP", 0},
 	{rowBeside, "jobs drained a second beside many others", 0},
+	{rowPlain, "jobs drained a second, in turn with the next three", 0},
 	{rowUnlimited, "jobs drained a second beside limited queues", 0},
 	{rowAtOnce, "jobs drained a second, 100 at once", 0},
 	{rowPerKey, "jobs drained a second, 1 at once of each key", 0},
@@ -110,9 +112,9 @@ var floors = []floor{
 	{row: rowP99, system: river, limit: 0.25, most: true},
 	{row: rowHTTP, against: rowDrain, limit: 0.8},
 	{row: rowBeside, against: rowDrain, limit: 0.8},
-	{row: rowUnlimited, against: rowDrain, limit: 0.95},
-	{row: rowAtOnce, against: rowDrain, limit: 0.5},
-	{row: rowPerKey, against: rowDrain, limit: 0.33},
+	{row: rowUnlimited, against: rowPlain, limit: 0.95},
+	{row: rowAtOnce, against: rowPlain, limit: 0.5},
+	{row: rowPerKey, against: rowPlain, limit: 0.33},
 	{row: rowIdle, limit: 1, most: true},
 	{row: rowIdleOpen, limit: 0, most: true},
 	{row: rowTickWarm, limit: 1, most: true},
