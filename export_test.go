@@ -88,3 +88,16 @@ func AllJobs(ctx context.Context, s *Scheduler) ([]*Job, error) {
 		return job, job.scan(row)
 	})
 }
+
+// RefillAfter has so many jobs of a limited queue start, and some of them end. It
+// returns whether a claim is worth it at once, and whether in a moment, and what says so then.
+func RefillAfter(started, ended int) (atOnce, soon bool, freed <-chan struct{}) {
+	r := &refill{freed: make(chan struct{}, 1)}
+	r.started(started, true)
+	for range ended {
+		r.ended()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.freed) > 0, r.timer != nil, r.freed
+}

@@ -79,7 +79,7 @@ func (s *Scheduler) Handler() http.Handler {
 		tokens[i] = sha256.Sum256([]byte(token))
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		boundBodyTime(w, r)
+		setBodyDeadline(w, r, time.Now().Add(bodyTimeout))
 		if !hasToken(r, tokens) && (s.isRun(r) || s.config.Authorize == nil || !s.config.Authorize(r)) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			writeProblem(w, problem{Status: http.StatusUnauthorized, Detail: "expected a valid token in the header Authorization: Bearer <token>"})

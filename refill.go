@@ -20,10 +20,13 @@ type refill struct {
 
 const refillWait = 2 * time.Millisecond
 
-func (r *refill) count() (running int, late bool) {
+// room is for how many of up to n jobs of the queue there is room, and whether that
+// is worth a claim now.
+func (r *refill) room(q *queue, n int) (most int, worth bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.running, r.late
+	most = q.most(n, r.running)
+	return most, r.late || most == q.most(n, 0)
 }
 
 // started counts what a claim has brought. If that was all it asked for, another

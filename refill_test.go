@@ -26,3 +26,14 @@ func TestOlderJobsTakeRoomThatThereIs(t *testing.T) {
 	require.Equal(t, 1, await(t, run).report.Succeeded)
 	require.Equal(t, 2, await(t, other).report.Succeeded)
 }
+
+// Ends that are worth a claim at once ask for one, not for another one a moment
+// later; fewer of them ask for one in a moment.
+func TestEndsAskForOneClaim(t *testing.T) {
+	t.Parallel()
+	atOnce, soon, _ := scheduler.RefillAfter(1, 1)
+	require.True(t, atOnce)
+	require.False(t, soon)
+	_, _, freed := scheduler.RefillAfter(10, 4)
+	await(t, freed)
+}

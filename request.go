@@ -23,15 +23,10 @@ var jobFields = []string{"name", "run_at", "payload", "queue", "max_attempts", "
 // bodyTimeout is how long a body may take to come.
 const bodyTimeout = 30 * time.Second
 
-// boundBodyTime ends a body that comes too slowly, whether it is read here or
+// setBodyDeadline ends a body that comes too slowly, whether it is read here or
 // dropped by the server after the answer, unless the service's http.Server bounds
-// that time itself. A router's writer that lets nobody set a deadline leaves it
-// to the service.
-func boundBodyTime(w http.ResponseWriter, r *http.Request) {
-	setBodyDeadline(w, r, time.Now().Add(bodyTimeout))
-}
-
-// setBodyDeadline sets until when the body has to be there; zero: as long as it takes.
+// that time itself. Zero: it may take as long as it does. A router's writer that
+// lets nobody set a deadline leaves it to the service.
 func setBodyDeadline(w http.ResponseWriter, r *http.Request, at time.Time) {
 	server, _ := r.Context().Value(http.ServerContextKey).(*http.Server)
 	if r.ContentLength == 0 || server != nil && server.ReadTimeout > 0 {

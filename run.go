@@ -168,9 +168,8 @@ func (r *run) pick(ctx context.Context) error {
 		if r.queue.blocking() {
 			r.free.Wait() // strictly one after another
 		}
-		running, late := r.refill.count()
-		most := r.queue.most(left, running)
-		if most == 0 || !late && most < r.queue.most(left, 0) {
+		most, worth := r.refill.room(r.queue, left)
+		if most == 0 || !worth {
 			if most > 0 {
 				r.refill.soon()
 			}

@@ -133,10 +133,9 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue, again *refill) 
 		}
 	}
 	for woken := true; ; woken = false {
-		running, late := again.count()
-		most := q.most(mostLimit, running)
-		if most < q.most(mostLimit, 0) && !late {
-			if most > 0 || woken { // which is not worth a claim yet
+		most, worth := again.room(q, mostLimit)
+		if !worth {
+			if most > 0 || woken {
 				again.soon()
 			}
 			return nil
