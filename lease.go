@@ -49,7 +49,9 @@ type term struct {
 
 // isOver says whether the lease is lost, also where the timer that ends the context
 // is late: a process that was stopped runs handlers and timers in any order.
-func (t *term) isOver() bool { return t.Err() != nil || !time.Now().Before(*t.until.Load()) }
+func (t *term) isOver() bool { return t.Err() != nil || t.hasRunOut() }
+
+func (t *term) hasRunOut() bool { return !time.Now().Before(*t.until.Load()) }
 
 // marginOf is how much earlier than the database we consider a lease lost.
 func marginOf(ttl time.Duration) time.Duration { return ttl / 10 }

@@ -123,7 +123,7 @@ func (s *Scheduler) handle(a *attempt) {
 		}
 		s.record(a, out)
 	}()
-	if job.life.lease.isOver() { // a last look: what is above may have waited, or the process was stopped
+	if job.life.lease.hasRunOut() { // a last look: what is above may have waited, or the process was stopped
 		out.handBack()
 		returned = true
 		return
