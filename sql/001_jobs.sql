@@ -29,7 +29,7 @@ CREATE DOMAIN {{schema}}.job_key AS text COLLATE "C" CONSTRAINT job_key_length C
 CREATE DOMAIN {{schema}}.job_errors AS jsonb CONSTRAINT job_errors_is_array CHECK (jsonb_typeof(VALUE) = 'array');
 
 CREATE TABLE {{schema}}.jobs (
-    id           uuid                    CONSTRAINT jobs_pkey PRIMARY KEY,
+    id           uuid                    CONSTRAINT jobs_pkey PRIMARY KEY WITH (deduplicate_items = off),
     run_at       {{schema}}.job_time     NOT NULL DEFAULT now(),
     created_at   {{schema}}.job_time     NOT NULL DEFAULT now(),
     started_at   timestamptz,
@@ -81,7 +81,7 @@ CREATE TABLE {{schema}}.jobs (
 -- Jobs that run for longer are moved to the third lane, out of their way (see
 -- settle). Lane 303, where nobody looks, has those that wait for other jobs. NULL
 -- is finished.
-CREATE INDEX jobs_live ON {{schema}}.jobs (queue, lane, run_at, id) WHERE lane IS NOT NULL;
+CREATE INDEX jobs_live ON {{schema}}.jobs (queue, lane, run_at, id) WITH (deduplicate_items = off) WHERE lane IS NOT NULL;
 
 -- Running jobs that were called off, for the processes that run them. Neither a
 -- claim nor settle changes these columns, see above.
