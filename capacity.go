@@ -40,9 +40,11 @@ func (c *capacity) take(ctx context.Context, most int, giveUp <-chan time.Time) 
 			c.ahead = 0 // nothing was worked off of late
 		}
 		room := c.slots + c.ahead - c.used
-		// Where many are claimed ahead, a claim of few is not worth its round trip.
-		if enough := min(1+c.ahead/2, most, mostClaimed); room >= enough && ctx.Err() == nil {
-			n := min(room, most, mostClaimed)
+		// Where many are claimed ahead, a claim of few is not worth its round trip,
+		// and one of all would leave nothing to work off until the next one.
+		enough := min(1+c.ahead/2, most, mostClaimed)
+		if room >= enough && ctx.Err() == nil {
+			n := min(room, most, mostClaimed, max(c.slots, enough))
 			c.used += n
 			c.mu.Unlock()
 			return n

@@ -92,3 +92,12 @@ func TestJobsDoNotWaitInABusyProcess(t *testing.T) {
 	report := await(t, run).report
 	require.Equal(t, report.Picked, report.Succeeded+report.HandedBack)
 }
+
+// A claim leaves as much to be claimed as it takes where jobs are claimed ahead, so
+// that the next one is made while these are worked off.
+func TestClaimsAreNotOfAllThereIsRoomFor(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, []int{100}, scheduler.ClaimSizes(100, 0))
+	require.Equal(t, []int{481, 481}, scheduler.ClaimSizes(100, 16_000))
+	require.Equal(t, []int{1000, 1000, 1000}, scheduler.ClaimSizes(100, 60_000))
+}

@@ -89,15 +89,35 @@ func AllJobs(ctx context.Context, s *Scheduler) ([]*Job, error) {
 	})
 }
 
-// RefillAfter has so many jobs of a limited queue start, and some of them end. It
-// returns whether a claim is worth it at once, and whether in a moment, and what says so then.
-func RefillAfter(started, ended int) (atOnce, soon bool, freed <-chan struct{}) {
+// RefillAfter has claims start so many jobs of a queue with this limit, each as many
+// as it asked for, and then some of them end. It returns whether a claim is worth it
+// at once, and whether in a moment, and what says so then.
+func RefillAfter(limit int, started []int, ended int) (atOnce, soon bool, freed <-chan struct{}) {
 	r := &refill{freed: make(chan struct{}, 1)}
-	r.started(started, true)
+	for _, n := range started {
+		r.started(&queue{QueueConfig: QueueConfig{MaxConcurrency: limit}}, n, true)
+	}
 	for range ended {
 		r.ended()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.freed) > 0, r.timer != nil, r.freed
+}
+
+// ClaimSizes are how many jobs the claims of a process with these slots are for that
+// has just worked off so many jobs a second, if none ends meanwhile.
+func ClaimSizes(slots, perSecond int) []int {
+	c := &capacity{slots: slots, freed: make(chan struct{}), since: time.Now()}
+	c.ahead = min(int(float64(perSecond)*aheadTime.Seconds()), mostAhead)
+	noMore := make(chan time.Time)
+	close(noMore)
+	var sizes []int
+	for {
+		n := c.take(context.Background(), mostLimit, noMore)
+		if n == 0 {
+			return sizes
+		}
+		sizes = append(sizes, n)
+	}
 }

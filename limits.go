@@ -46,14 +46,14 @@ func (c QueueConfig) serial() bool { return c.MaxConcurrencyPerKey == 1 && !c.Sk
 func (c QueueConfig) rated() bool { return c.Rate != Rate{} || c.RatePerKey != Rate{} }
 
 // most is how many jobs of the queue, n at the most, may be claimed at once while
-// so many of them are running here. Half of what a limit allows: while one half is
-// being recorded, the other one can run.
+// so many of them are running here. No more than two fifths of what a limit allows:
+// while some are being recorded, and others claimed, the rest can run.
 func (q *queue) most(n, running int) int {
 	if q.blocking() {
 		return 1
 	}
 	if q.MaxConcurrency > 0 {
-		return max(min(n, (q.MaxConcurrency+1)/2, q.MaxConcurrency-running), 0)
+		return max(min(n, (2*q.MaxConcurrency+4)/5, q.MaxConcurrency-running), 0)
 	}
 	return n
 }

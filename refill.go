@@ -6,14 +6,14 @@ import (
 )
 
 // refill says when jobs of a limited queue that have ended are worth a claim of
-// others in their place: at once when half of those that ran are left, else a
+// others in their place: at once when two fifths of those that ran have, else a
 // moment after the first one. Short jobs end in a row, and so one claim replaces
 // many.
 type refill struct {
 	freed   chan struct{} // of one element: there may be room
 	mu      sync.Mutex
 	running int
-	most    int         // so many ran after the last claim
+	most    int         // when two fifths of these have ended, there is room for a claim
 	timer   *time.Timer // of the moment that has begun; nil: none has
 	late    bool        // it is over, so any room is worth a claim
 }
@@ -29,13 +29,18 @@ func (r *refill) room(q *queue, n int) (most int, worth bool) {
 	return most, r.late || most == q.most(n, 0)
 }
 
-// started counts what a claim has brought. If that was all it asked for, another
-// one comes, or soon is called: what has ended by now needs no moment of its own.
-func (r *refill) started(n int, all bool) {
+// started counts what a claim has brought. If that was all it asked for, more may
+// be due: then another one comes, or soon is called, so what has ended by now needs
+// no moment of its own; and two fifths of the limit are worth a claim, however many
+// run.
+func (r *refill) started(q *queue, n int, all bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.running += n
 	r.most = r.running
+	if all {
+		r.most = max(r.most, q.MaxConcurrency)
+	}
 	r.late = false
 	if all && r.timer != nil {
 		r.timer.Stop()
@@ -47,7 +52,7 @@ func (r *refill) ended() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.running--
-	if 2*r.running <= r.most {
+	if 5*r.running <= 3*r.most {
 		wake(r.freed)
 		return
 	}

@@ -31,9 +31,20 @@ func TestOlderJobsTakeRoomThatThereIs(t *testing.T) {
 // later; fewer of them ask for one in a moment.
 func TestEndsAskForOneClaim(t *testing.T) {
 	t.Parallel()
-	atOnce, soon, _ := scheduler.RefillAfter(1, 1)
+	atOnce, soon, _ := scheduler.RefillAfter(1, []int{1}, 1)
 	require.True(t, atOnce)
 	require.False(t, soon)
-	_, _, freed := scheduler.RefillAfter(10, 4)
+	_, _, freed := scheduler.RefillAfter(10, []int{10}, 3)
 	await(t, freed)
+}
+
+// While claims bring all they ask for, what the limit has room for counts, not how
+// few of the jobs have ended.
+func TestRoomOfTheLimitIsWorthAClaim(t *testing.T) {
+	t.Parallel()
+	atOnce, _, _ := scheduler.RefillAfter(100, []int{40, 40}, 20)
+	require.True(t, atOnce)
+	atOnce, soon, _ := scheduler.RefillAfter(100, []int{40, 40}, 19)
+	require.False(t, atOnce)
+	require.True(t, soon)
 }

@@ -231,7 +231,7 @@ func (r *run) start(jobs []*Job, all bool) {
 	r.report.Picked += len(jobs)
 	r.report.Running += len(jobs)
 	if r.queue.limited() {
-		r.refill.started(len(jobs), all)
+		r.refill.started(r.queue, len(jobs), all)
 	}
 	r.mu.Unlock()
 	r.free.Add(len(jobs))

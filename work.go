@@ -152,7 +152,7 @@ func (s *Scheduler) drain(ctx, values context.Context, q *queue, again *refill) 
 		}
 		s.underway.Add(len(jobs)) // Work is still counted, so Shutdown has not stopped waiting
 		if q.limited() {
-			again.started(len(jobs), len(jobs) == room)
+			again.started(q, len(jobs), len(jobs) == room)
 		}
 		s.start(values, jobs, q, recorded)
 		if len(jobs) < room {
