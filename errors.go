@@ -44,7 +44,7 @@ var (
 	// job was called off, see CancelJob.
 	ErrJobCancelled = errors.New("job cancelled")
 	// ErrNewerSchema says that the schema was migrated by a newer version of
-	// this library.
+	// this library. One that was deployed before may go on with it, see Migrate.
 	ErrNewerSchema = errors.New("database schema is newer than this library")
 )
 

@@ -3,6 +3,8 @@ package scheduler_test
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -76,6 +78,51 @@ func TestMigrateRefusesANewerSchema(t *testing.T) {
 		require.ErrorContains(t, err, "999")
 	}
 	require.False(t, mustQuery[bool](t, pool, "SELECT EXISTS (SELECT FROM "+schema+".queues WHERE name = 'own')"))
+}
+
+// In a rolling deploy a newer library migrates, adding columns, while older ones are
+// at work, and some of these are started once more. What rights.sql does in the end
+// is part of it.
+func TestOlderProcessesGoOnWithANewerSchema(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	config := func(c *scheduler.Config) {
+		schema = c.Schema
+		c.Queues = queueConfigs{"wide": {MaxConcurrency: 2}, "lanes": {MaxConcurrencyPerKey: 1}}
+		c.JobNames = scheduler.JobNames{"a": scheduler.Handle(func(_ context.Context, fails bool) (any, error) {
+			if fails {
+				return nil, errors.New("fails")
+			}
+			return "done", nil
+		})}
+	}
+	work := func(s *scheduler.Scheduler) {
+		for _, queue := range []scheduler.JobQueue{scheduler.JobQueueDefault, scheduler.JobQueueBlocking, "wide", "lanes"} {
+			mustCreate(t, s, "a", scheduler.JobData{Queue: queue, Payload: true, Key: "k", MaxAttempts: 1})
+			done := mustCreate(t, s, "a", scheduler.JobData{Queue: queue, Payload: false, Key: "k"}).ID
+			for mustGet(t, s, done).Status == scheduler.JobStatusPending {
+				require.NotZero(t, mustRun(t, s, scheduler.RunFilter{Queue: queue, Limit: 2}).Picked)
+			}
+			require.JSONEq(t, `"done"`, string(mustGet(t, s, done).Result))
+			off := mustCreate(t, s, "a", scheduler.JobData{Queue: queue, Payload: false}).ID
+			_, err := s.CancelJob(t.Context(), off)
+			require.NoError(t, err)
+		}
+	}
+	older := newScheduler(t, config)
+	work(older)
+	mustExec(t, pool, fmt.Sprintf(`ALTER TABLE %[1]s.jobs ADD COLUMN of_newer text; ALTER TABLE %[1]s.leases ADD COLUMN of_newer integer NOT NULL DEFAULT 1;
+		ALTER TABLE %[1]s.queues ADD COLUMN of_newer text; ALTER TABLE %[1]s.queue_limits ADD COLUMN of_newer text;
+		INSERT INTO %[1]s.schema_migrations (version, name) VALUES (999, 'newer'); REVOKE ALL ON ALL FUNCTIONS IN SCHEMA %[1]s FROM PUBLIC`, schema), pgx.QueryExecModeSimpleProtocol)
+	work(older)
+	again := scheduler.Config{Schema: schema}
+	config(&again)
+	s, err := scheduler.New(pool, again)
+	require.NoError(t, err)
+	require.ErrorIs(t, s.Migrate(t.Context()), scheduler.ErrNewerSchema)
+	work(s)
+	require.NoError(t, s.Shutdown(t.Context()))
 }
 
 func TestMigrateIsOneTransaction(t *testing.T) {

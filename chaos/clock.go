@@ -2,19 +2,17 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
 )
 
-// moveClock moves what time.Now tells in this process. It is nil in programs
-// that buildService has not built.
+// moveClock moves what time.Now tells in this process. It is nil in programs that
+// were built without.
 var moveClock func(by time.Duration)
 
 const (
@@ -31,45 +29,27 @@ var moved int64
 `
 )
 
-// buildService builds this program once more, with a package time whose clock
-// can be moved: that of a process can't be. Timers, and the times that pass
-// between two moments, do not move with it, as on a host whose clock is set.
-func buildService(ctx context.Context, directory string) (program string, err error) {
-	root, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
+// withClock adds what gives a service a package time whose clock can be moved:
+// that of a process can't be. Timers, and the times that pass between two moments,
+// do not move with it, as on a host whose clock is set.
+func withClock(ctx context.Context, files map[string]string) error {
+	root, err := output(ctx, "env", "GOROOT")
 	if err != nil {
-		return "", err
+		return err
 	}
-	source := filepath.Join(strings.TrimSpace(string(root)), "src", "time")
+	source := filepath.Join(root, "src", "time")
 	text, err := os.ReadFile(filepath.Join(source, "time.go"))
 	if err != nil {
-		return "", err
+		return err
 	}
 	changed := strings.Replace(string(text), now, movedNow, 1)
 	changed = strings.Replace(changed, "import (\n", "import (\n\t\"sync/atomic\"\n", 1)
 	if strings.Count(changed, "atomic") != 2 {
-		return "", errors.New("the package time of this version of Go is not as expected")
+		return errors.New("the package time of this version of Go is not as expected")
 	}
-	paths := map[string]string{}
-	for name, text := range map[string]string{"time.go": changed, "moved.go": movedSource} {
-		path := filepath.Join(directory, name)
-		paths[filepath.Join(source, name)] = path
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			return "", err
-		}
-	}
-	overlay, err := json.Marshal(map[string]any{"Replace": paths})
-	if err != nil {
-		return "", err
-	}
-	if err := os.WriteFile(filepath.Join(directory, "overlay.json"), overlay, 0o600); err != nil {
-		return "", err
-	}
-	program = filepath.Join(directory, "service")
-	out, err := exec.CommandContext(ctx, "go", "build", "-overlay", filepath.Join(directory, "overlay.json"), "-tags", "movedclock", "-o", program, ".").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return program, nil
+	files[filepath.Join(source, "time.go")] = changed
+	files[filepath.Join(source, "moved.go")] = movedSource
+	return nil
 }
 
 // clockMoved has a service live with a clock that is wrong by so much.

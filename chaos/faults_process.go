@@ -22,6 +22,9 @@ func (c *chaos) processFaults() []fault {
 	if c.fleet.clocks {
 		faults = append(faults, fault{"clock of a service an hour ahead", clockMoved(time.Hour)}, fault{"clock of a service an hour behind", clockMoved(-time.Hour)})
 	}
+	if c.fleet.newer != "" {
+		faults = append(faults, fault{"service of a newer library beside older ones", newerVersion})
+	}
 	return faults
 }
 
@@ -38,7 +41,7 @@ func kill(ctx context.Context, c *chaos) error {
 
 // replace starts a service in place of one that is gone, however long it takes.
 func (f *fleet) replace(ctx context.Context, p *process) error {
-	_, err := f.start(context.WithoutCancel(ctx), p.resident)
+	_, err := f.start(context.WithoutCancel(ctx), f.program, p.resident)
 	return err
 }
 

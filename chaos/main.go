@@ -155,15 +155,12 @@ func start(ctx context.Context, directory string, o options) (_ *chaos, _ func()
 		program: os.Args[0], url: c.db.serviceURL(c.proxy.Listen), logPath: filepath.Join(directory, "history"), kept: kept,
 		stderr: stderr, log: log, all: map[*process]bool{},
 	}
-	if o.soak == 0 && o.duration >= clocksFrom {
-		if c.fleet.program, err = buildService(ctx, directory); err != nil {
-			return nil, nil, err
-		}
-		c.fleet.clocks = true
+	if err := c.fleet.build(ctx, directory, o); err != nil {
+		return nil, nil, err
 	}
 	undo = append(undo, func() error { c.fleet.stopAll(); return nil })
 	for i := range fleetSize {
-		p, err := c.fleet.start(ctx, i > 0)
+		p, err := c.fleet.start(ctx, c.fleet.program, i > 0)
 		if err != nil {
 			return nil, nil, err
 		}

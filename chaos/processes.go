@@ -37,7 +37,8 @@ type fleet struct {
 	url, logPath string
 	program      string
 	kept         time.Duration // how long finished jobs are
-	clocks       bool          // the program's clock can be moved
+	newer        string        // the same, with a newer version of the library; "": there is none
+	clocks       bool          // the clock of both can be moved
 	stderr       io.Writer
 	log          *history.Log
 
@@ -50,12 +51,12 @@ type fleet struct {
 const fleetSize = 3
 
 // start starts a service and returns when it takes requests.
-func (f *fleet) start(ctx context.Context, resident bool) (*process, error) {
+func (f *fleet) start(ctx context.Context, program string, resident bool) (*process, error) {
 	f.mu.Lock()
 	f.started++
 	p := &process{number: f.started, resident: resident, gone: make(chan struct{})}
 	f.mu.Unlock()
-	p.cmd = exec.Command(f.program)
+	p.cmd = exec.Command(program)
 	p.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", serviceEnv, p.number), "DATABASE_URL="+f.url, "CHAOS_LOG="+f.logPath, "CHAOS_KEPT="+f.kept.String())
 	if resident {
 		p.cmd.Env = append(p.cmd.Env, "CHAOS_RESIDENT=yes")

@@ -133,7 +133,10 @@ func migrate(ctx context.Context, s *scheduler.Scheduler) error {
 		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
 		err := s.Migrate(attempt)
 		cancel()
-		if err == nil || ctx.Err() != nil {
+		switch {
+		case errors.Is(err, scheduler.ErrNewerSchema): // as in a rolling deploy, or after one was rolled back
+			return nil
+		case err == nil || ctx.Err() != nil:
 			return err
 		}
 		slog.Warn("can't migrate", "error", err)

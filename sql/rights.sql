@@ -1,6 +1,10 @@
 -- Applied after every migration: nothing here is for anybody but the owner. Row
 -- level security without policies, and no rights, keep it out of Supabase's data
 -- API, also where default privileges gave its roles everything.
+--
+-- That the rights of functions are written anew, though they are what they were,
+-- also has the sessions of older processes forget their plans of the calls of them:
+-- those that return rows of a table would fail once it has one column more.
 DO $$
 DECLARE
     v_table  regclass;
