@@ -3,7 +3,7 @@ package scheduler_test
 import (
 	"encoding/json"
 	"fmt"
-	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -76,7 +76,7 @@ func TestRescueOfParentsReadsLittle(t *testing.T) {
 	session, err := a.pool.Acquire(t.Context())
 	require.NoError(t, err)
 	defer session.Release()
-	least := math.MaxInt // a session also reads anew what it has to know of the schema, when that may have changed
+	var blocks []int // a session also reads anew what it has to know of the schema, when that may have changed
 	for i := range 5 {
 		parent := mustCreate(t, a.Scheduler, "a", scheduler.JobData{MaxAttempts: 1}).ID
 		child := mustCreate(t, a.Scheduler, "a", after(parent)).ID
@@ -87,10 +87,11 @@ func TestRescueOfParentsReadsLittle(t *testing.T) {
 		require.NoError(t, session.QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT json) SELECT FROM "+a.schema+".rescue()").Scan(&text))
 		var plans []struct{ Plan planNode }
 		require.NoError(t, json.Unmarshal([]byte(text), &plans))
-		least = min(least, plans[0].Plan.Hit+plans[0].Plan.Read)
+		blocks = append(blocks, plans[0].Plan.Hit+plans[0].Plan.Read)
 		a.requireCalledOff(t, child, parent+", which is dead")
 	}
-	require.Less(t, least, 300)
+	slices.Sort(blocks)
+	require.Less(t, blocks[2], 300)
 }
 
 // blocks is how many blocks the statements read that were sent since forget, of

@@ -34,7 +34,8 @@ const (
 // take claims room for up to most jobs, and no more than mostClaimed: it waits until there is some, and
 // returns 0 when ctx ends or giveUp fires before.
 func (c *capacity) take(ctx context.Context, most int, giveUp <-chan time.Time) int {
-	for {
+	var tired <-chan time.Time // of waiting for enough
+	for isTired := false; ; {
 		c.mu.Lock()
 		if time.Since(c.since) > 10*rateWindow {
 			c.ahead = 0 // nothing was worked off of late
@@ -42,17 +43,24 @@ func (c *capacity) take(ctx context.Context, most int, giveUp <-chan time.Time) 
 		room := c.slots + c.ahead - c.used
 		// Where many are claimed ahead, a claim of few is not worth its round trip,
 		// and one of all would leave nothing to work off until the next one.
-		enough := min(1+c.ahead/2, most, mostClaimed)
-		if room >= enough && ctx.Err() == nil {
-			n := min(room, most, mostClaimed, max(c.slots, enough))
+		half := min(1+c.ahead/2, most, mostClaimed)
+		if (room >= half || isTired && room > 0) && ctx.Err() == nil {
+			n := min(room, most, mostClaimed, max(c.slots, half))
 			c.used += n
 			c.mu.Unlock()
 			return n
 		}
 		freed := c.freed
 		c.mu.Unlock()
+		if tired == nil {
+			timer := time.NewTimer(aheadTime)
+			defer timer.Stop()
+			tired = timer.C
+		}
 		select {
 		case <-freed:
+		case <-tired: // others, that need less, may have taken all the time what was freed
+			isTired = true
 		case <-ctx.Done():
 			return 0
 		case <-giveUp:

@@ -93,11 +93,17 @@ func TestJobsDoNotWaitInABusyProcess(t *testing.T) {
 	require.Equal(t, report.Picked, report.Succeeded+report.HandedBack)
 }
 
-// A claim leaves as much to be claimed as it takes where jobs are claimed ahead, so
-// that the next one is made while these are worked off.
+// Where jobs are claimed ahead, a claim is of half of them, so that the next one is
+// made while these are worked off; and one that has waited for as much for a while
+// takes less, lest others take everything.
 func TestClaimsAreNotOfAllThereIsRoomFor(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, []int{100}, scheduler.ClaimSizes(100, 0))
-	require.Equal(t, []int{481, 481}, scheduler.ClaimSizes(100, 16_000))
-	require.Equal(t, []int{1000, 1000, 1000}, scheduler.ClaimSizes(100, 60_000))
+	sizes, tired := scheduler.ClaimSizes(100, 16_000)
+	require.Equal(t, []int{481, 481}, sizes)
+	require.Equal(t, 98, tired)
+	sizes, tired = scheduler.ClaimSizes(100, 60_000)
+	require.Equal(t, []int{1000, 1000, 1000}, sizes)
+	require.Equal(t, 700, tired)
+	sizes, _ = scheduler.ClaimSizes(10, 167)
+	require.Equal(t, []int{10, 10}, sizes)
 }

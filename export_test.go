@@ -102,21 +102,21 @@ func RefillAfter(limit int, started []int, ended int) (atOnce, soon bool, freed 
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.freed) > 0, r.timer != nil, r.freed
+	return len(r.freed) > 0 && !r.late, r.late || r.timer != nil, r.freed
 }
 
 // ClaimSizes are how many jobs the claims of a process with these slots are for that
-// has just worked off so many jobs a second, if none ends meanwhile.
-func ClaimSizes(slots, perSecond int) []int {
-	c := &capacity{slots: slots, freed: make(chan struct{}), since: time.Now()}
+// has just worked off so many jobs a second, if none ends meanwhile. tired is how many
+// the last one gets of what it waits for in the end.
+func ClaimSizes(slots, perSecond int) (sizes []int, tired int) {
+	c := &capacity{slots: slots, freed: make(chan struct{}), since: time.Now().Add(time.Hour)}
 	c.ahead = min(int(float64(perSecond)*aheadTime.Seconds()), mostAhead)
 	noMore := make(chan time.Time)
 	close(noMore)
-	var sizes []int
 	for {
 		n := c.take(context.Background(), mostLimit, noMore)
 		if n == 0 {
-			return sizes
+			return sizes, c.take(context.Background(), mostLimit, time.After(time.Minute))
 		}
 		sizes = append(sizes, n)
 	}

@@ -46,7 +46,7 @@ func (c QueueConfig) serial() bool { return c.MaxConcurrencyPerKey == 1 && !c.Sk
 func (c QueueConfig) rated() bool { return c.Rate != Rate{} || c.RatePerKey != Rate{} }
 
 // most is how many jobs of the queue, n at the most, may be claimed at once while
-// so many of them are running here. No more than two fifths of what a limit allows:
+// so many of them are running here. Two fifths of what a limit allows, rounded up:
 // while some are being recorded, and others claimed, the rest can run.
 func (q *queue) most(n, running int) int {
 	if q.blocking() {

@@ -41,7 +41,8 @@ CREATE TABLE {{schema}}.schema_migrations (
 // The error is ErrNewerSchema if a newer version of the library has migrated
 // the schema, as in the middle of a rolling deploy or after one was rolled back:
 // nothing is changed or declared then. Processes of the version before that one go
-// on beside it, also those that start: a migration leaves in place what they call.
+// on beside it, also those that start with what was declared before: a migration
+// leaves in place what they call.
 func (s *Scheduler) Migrate(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		// What expressions of tables and views mean is settled when they are made:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -105,16 +106,26 @@ func TestOlderProcessesGoOnWithANewerSchema(t *testing.T) {
 				require.NotZero(t, mustRun(t, s, scheduler.RunFilter{Queue: queue, Limit: 2}).Picked)
 			}
 			require.JSONEq(t, `"done"`, string(mustGet(t, s, done).Result))
-			off := mustCreate(t, s, "a", scheduler.JobData{Queue: queue, Payload: false}).ID
-			_, err := s.CancelJob(t.Context(), off)
-			require.NoError(t, err)
+			for _, change := range []func(context.Context, string) (*scheduler.Job, error){s.CancelJob, s.RetryJob, s.CancelJob} {
+				_, err := change(t.Context(), mustCreate(t, s, "a", scheduler.JobData{Queue: queue, UniqueKey: string(queue)}).ID)
+				require.NoError(t, err)
+			}
 		}
+		lost := mustCreate(t, s, "a", scheduler.JobData{MaxAttempts: 1}).ID
+		mustExec(t, pool, "UPDATE "+schema+".jobs SET status = 'running', attempt = 1, lease_id = gen_random_uuid() WHERE id = $1::text::uuid", lost)
+		mustExec(t, pool, "INSERT INTO "+schema+".leases (id, holder, expires_at) SELECT lease_id, '', now() FROM "+schema+".jobs WHERE id = $1::text::uuid", lost)
+		mustRun(t, s, scheduler.RunFilter{})
+		require.Equal(t, scheduler.JobStatusDead, mustGet(t, s, lost).Status)
+		_, err := s.ListJobs(t.Context(), scheduler.JobFilter{})
+		require.NoError(t, err)
 	}
+	rights, err := os.ReadFile("sql/rights.sql")
+	require.NoError(t, err)
 	older := newScheduler(t, config)
 	work(older)
 	mustExec(t, pool, fmt.Sprintf(`ALTER TABLE %[1]s.jobs ADD COLUMN of_newer text; ALTER TABLE %[1]s.leases ADD COLUMN of_newer integer NOT NULL DEFAULT 1;
 		ALTER TABLE %[1]s.queues ADD COLUMN of_newer text; ALTER TABLE %[1]s.queue_limits ADD COLUMN of_newer text;
-		INSERT INTO %[1]s.schema_migrations (version, name) VALUES (999, 'newer'); REVOKE ALL ON ALL FUNCTIONS IN SCHEMA %[1]s FROM PUBLIC`, schema), pgx.QueryExecModeSimpleProtocol)
+		INSERT INTO %[1]s.schema_migrations (version, name) VALUES (999, 'newer');`, schema)+strings.ReplaceAll(string(rights), "{{schema}}", schema), pgx.QueryExecModeSimpleProtocol)
 	work(older)
 	again := scheduler.Config{Schema: schema}
 	config(&again)

@@ -62,6 +62,8 @@ func buildService(ctx context.Context, program string, clocks bool, files map[st
 
 // output is what a go command prints.
 func output(ctx context.Context, args ...string) (string, error) {
-	out, err := exec.CommandContext(ctx, "go", args...).Output()
+	command := exec.CommandContext(ctx, "go", args...)
+	command.Stderr = os.Stderr
+	out, err := command.Output()
 	return strings.TrimSpace(string(out)), err
 }

@@ -3,15 +3,16 @@ package main
 import (
 	"context"
 	"path/filepath"
+	"time"
 )
 
 // newerSQL is what a newer version of the library might bring: columns and an index,
 // and every function made anew, which older processes go on to call.
 const newerSQL = `
-ALTER TABLE {{schema}}.jobs ADD COLUMN of_newer text;
 ALTER TABLE {{schema}}.leases ADD COLUMN of_newer integer NOT NULL DEFAULT 1;
 ALTER TABLE {{schema}}.queues ADD COLUMN of_newer text;
 ALTER TABLE {{schema}}.queue_limits ADD COLUMN of_newer text;
+ALTER TABLE {{schema}}.jobs ADD COLUMN of_newer text;
 CREATE INDEX jobs_of_newer ON {{schema}}.jobs (of_newer) WHERE of_newer IS NOT NULL;
 DO $$
 DECLARE
@@ -40,7 +41,9 @@ func newerVersion(ctx context.Context, c *chaos) error {
 	if p == nil {
 		return errNobody
 	}
-	if _, err := c.fleet.start(context.WithoutCancel(ctx), c.fleet.newer, p.resident); err != nil {
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute) // for its migration
+	defer cancel()
+	if _, err := c.fleet.start(patience, c.fleet.newer, p.resident); err != nil {
 		c.fleet.put(p)
 		return err
 	}

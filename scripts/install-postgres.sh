@@ -27,8 +27,8 @@ server_found() {
 	have postgres
 }
 
-# The major version to install: 15, the oldest one supported, or where that is
-# not packaged the one that the distribution is built around.
+# The major version to install: 15, or where that is not packaged the one that the
+# distribution is built around.
 major() {
 	if apt-cache show postgresql-15-cron >/dev/null 2>&1; then
 		echo 15
@@ -61,7 +61,7 @@ test) ;;
 esac
 
 if ! have apt-get; then
-	echo "$0: there is no apt-get here. Install PostgreSQL 15 or newer (for the tests with pg_cron, PL/Python and" >&2
+	echo "$0: there is no apt-get here. Install PostgreSQL 14 or newer (for the tests with pg_cron, PL/Python and" >&2
 	echo "pgbouncer) by the means of this system, and put the directory of its programs in PATH." >&2
 	exit 1
 fi
