@@ -7,7 +7,8 @@ import (
 )
 
 // newerSQL is what a newer version of the library might bring: columns and an index,
-// and every function made anew, which older processes go on to call.
+// and every function made anew, which older processes go on to call. The tables are
+// locked in the order in which claims lock them.
 const newerSQL = `
 ALTER TABLE {{schema}}.leases ADD COLUMN of_newer integer NOT NULL DEFAULT 1;
 ALTER TABLE {{schema}}.queues ADD COLUMN of_newer text;
