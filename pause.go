@@ -65,6 +65,9 @@ func (s *Scheduler) setPaused(ctx context.Context, sql string, queue *JobQueue) 
 	if *queue == JobQueueFailed {
 		return &InputError{"queue", fmt.Errorf("%w %q as a place: it is a view of the failed jobs of %q, expected that", ErrUnknownQueue, *queue, JobQueueDefault)}
 	}
+	if err := checkText(string(*queue), len(*queue)); err != nil {
+		return &InputError{"queue", err}
+	}
 	_, err := s.pool.Exec(ctx, s.sql(sql), string(*queue))
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == "42704" { // undefined_object; the message has the known ones
