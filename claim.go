@@ -283,6 +283,9 @@ func (s *Scheduler) reconcile(ctx context.Context) {
 	}
 	defer s.claims.Unlock()
 	id, held := s.lease.holdings()
+	if id == "" {
+		return // it was lost just now: its jobs are rescued
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.config.Lease/3)
 	defer cancel()
 	n, err := s.takeBack(ctx, func(job *Job) {
@@ -331,7 +334,7 @@ const (
 // settle moves jobs that have been running for a while out of the way of claims.
 func (s *Scheduler) settle(ctx context.Context) {
 	lease, jobs := s.lease.unsettled(time.Now().Add(-settleAfter))
-	if len(jobs) < settleAtLeast {
+	if len(jobs) < settleAtLeast || lease == "" {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, claimTimeout)

@@ -65,7 +65,7 @@ BEGIN
             SELECT count(*), coalesce(sum(e.n), 0) INTO v_rows, v_ended FROM {{schema}}.ends e WHERE e.queue = claim.queue;
             IF v_rows > 20 THEN
                 WITH ended AS (DELETE FROM {{schema}}.ends e WHERE e.queue = claim.queue RETURNING e.n)
-                SELECT v_limits.running - sum(e.n), 0 INTO v_limits.running, v_ended FROM ended e;
+                SELECT v_limits.running - coalesce(sum(e.n), 0), 0 INTO v_limits.running, v_ended FROM ended e;
             END IF;
         END IF;
         v_n := greatest(0, least(claim.n, v_limits.max_running - (v_limits.running - v_ended),
