@@ -43,7 +43,7 @@ func main() {
 	var o options
 	flag.DurationVar(&o.duration, "for", 10*time.Minute, "inject faults for this `time`")
 	flag.IntVar(&o.soak, "soak", 0, "inject fewer of them, until this `number` of jobs is created, and look whether all stays level")
-	flag.IntVar(&o.rate, "rate", 400, "create this `number` of jobs a second")
+	flag.IntVar(&o.rate, "rate", 500, "create this `number` of jobs a second")
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "choose faults by this `number`; when they happen is left to chance")
 	flag.StringVar(&o.fence, "without", "", "remove this `fence` first, so that harm must be found: "+fenceNames())
 	flag.BoolVar(&o.keep, "keep", false, "keep the history and the log of the services")
