@@ -31,11 +31,13 @@ const (
 	rateWindow  = 10 * time.Millisecond // the shortest time that a rate is taken over
 )
 
-// take claims room for up to most jobs, and no more than mostClaimed: it waits until there is some, and
-// returns 0 when ctx ends or giveUp fires before.
+// take claims room for up to most jobs, and no more than mostClaimed: it waits until
+// there is enough, or after a while for any, and returns 0 when ctx ends or giveUp
+// fires before.
 func (c *capacity) take(ctx context.Context, most int, giveUp <-chan time.Time) int {
-	var tired <-chan time.Time // of waiting for enough
-	for isTired := false; ; {
+	var tired <-chan time.Time
+	isTired := false // others, that need less, may have taken all the time what was freed
+	for {
 		c.mu.Lock()
 		if time.Since(c.since) > 10*rateWindow {
 			c.ahead = 0 // nothing was worked off of late
@@ -44,7 +46,11 @@ func (c *capacity) take(ctx context.Context, most int, giveUp <-chan time.Time) 
 		// Where many are claimed ahead, a claim of few is not worth its round trip,
 		// and one of all would leave nothing to work off until the next one.
 		half := min(1+c.ahead/2, most, mostClaimed)
-		if (room >= half || isTired && room > 0) && ctx.Err() == nil {
+		enough := half
+		if isTired {
+			enough = 1
+		}
+		if room >= enough && ctx.Err() == nil {
 			n := min(room, most, mostClaimed, max(c.slots, half))
 			c.used += n
 			c.mu.Unlock()
@@ -53,13 +59,11 @@ func (c *capacity) take(ctx context.Context, most int, giveUp <-chan time.Time) 
 		freed := c.freed
 		c.mu.Unlock()
 		if tired == nil {
-			timer := time.NewTimer(aheadTime)
-			defer timer.Stop()
-			tired = timer.C
+			tired = time.After(aheadTime)
 		}
 		select {
 		case <-freed:
-		case <-tired: // others, that need less, may have taken all the time what was freed
+		case <-tired:
 			isTired = true
 		case <-ctx.Done():
 			return 0

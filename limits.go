@@ -46,17 +46,20 @@ func (c QueueConfig) serial() bool { return c.MaxConcurrencyPerKey == 1 && !c.Sk
 func (c QueueConfig) rated() bool { return c.Rate != Rate{} || c.RatePerKey != Rate{} }
 
 // most is how many jobs of the queue, n at the most, may be claimed at once while
-// so many of them are running here. Two fifths of what a limit allows, rounded up:
-// while some are being recorded, and others claimed, the rest can run.
+// so many of them are running here.
 func (q *queue) most(n, running int) int {
 	if q.blocking() {
 		return 1
 	}
 	if q.MaxConcurrency > 0 {
-		return max(min(n, (2*q.MaxConcurrency+4)/5, q.MaxConcurrency-running), 0)
+		return max(min(n, twoFifths(q.MaxConcurrency), q.MaxConcurrency-running), 0)
 	}
 	return n
 }
+
+// twoFifths, rounded up, of what a limit allows is what a claim takes of it: while
+// some are being recorded, and others claimed, the rest can run.
+func twoFifths(n int) int { return (2*n + 4) / 5 }
 
 // rounds is how far this process has come in the rounds among the keys of a
 // queue. A claim says which jobs are to start, as the database knows whose turn

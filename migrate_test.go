@@ -106,8 +106,9 @@ func TestOlderProcessesGoOnWithANewerSchema(t *testing.T) {
 				require.NotZero(t, mustRun(t, s, scheduler.RunFilter{Queue: queue, Limit: 2}).Picked)
 			}
 			require.JSONEq(t, `"done"`, string(mustGet(t, s, done).Result))
+			changed := mustCreate(t, s, "a", scheduler.JobData{Queue: queue, UniqueKey: "u"}).ID
 			for _, change := range []func(context.Context, string) (*scheduler.Job, error){s.CancelJob, s.RetryJob, s.CancelJob} {
-				_, err := change(t.Context(), mustCreate(t, s, "a", scheduler.JobData{Queue: queue, UniqueKey: string(queue)}).ID)
+				_, err := change(t.Context(), changed)
 				require.NoError(t, err)
 			}
 		}

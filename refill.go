@@ -52,7 +52,7 @@ func (r *refill) ended() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.running--
-	if 5*r.running <= 3*r.most {
+	if r.most-r.running >= twoFifths(r.most) {
 		wake(r.freed)
 		return
 	}

@@ -21,7 +21,7 @@ func (f *fleet) build(ctx context.Context, directory string, o options) error {
 			return err
 		}
 		f.clocks, f.program = true, filepath.Join(directory, "service")
-		if err := buildService(ctx, f.program, f.clocks, files); err != nil {
+		if err := f.buildService(ctx, f.program, files); err != nil {
 			return err
 		}
 	}
@@ -29,12 +29,12 @@ func (f *fleet) build(ctx context.Context, directory string, o options) error {
 		return err
 	}
 	f.newer = filepath.Join(directory, "newer")
-	return buildService(ctx, f.newer, f.clocks, files)
+	return f.buildService(ctx, f.newer, files)
 }
 
 // buildService builds this program once more, with files of its packages replaced
 // or added (paths to texts).
-func buildService(ctx context.Context, program string, clocks bool, files map[string]string) error {
+func (f *fleet) buildService(ctx context.Context, program string, files map[string]string) error {
 	paths := map[string]string{}
 	for path, text := range files {
 		replacement := fmt.Sprintf("%s.%d.%s", program, len(paths), filepath.Base(path))
@@ -51,7 +51,7 @@ func buildService(ctx context.Context, program string, clocks bool, files map[st
 		return err
 	}
 	args := []string{"build", "-overlay", program + ".json", "-o", program}
-	if clocks {
+	if f.clocks {
 		args = append(args, "-tags", "movedclock")
 	}
 	if out, err := exec.CommandContext(ctx, "go", append(args, ".")...).CombinedOutput(); err != nil {

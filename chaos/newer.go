@@ -31,8 +31,11 @@ $$;
 // withNewerLibrary adds that to the library of a service.
 func withNewerLibrary(ctx context.Context, files map[string]string) error {
 	library, err := output(ctx, "list", "-m", "-f", "{{.Dir}}", "github.com/relay-club/scheduler")
+	if err != nil {
+		return err
+	}
 	files[filepath.Join(library, "sql", "099_newer.sql")] = newerSQL
-	return err
+	return nil
 }
 
 // newerVersion has a service with a newer library take the place of another one.
