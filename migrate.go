@@ -44,7 +44,8 @@ CREATE TABLE {{schema}}.schema_migrations (
 // on beside it, also those that start with what was declared before: a migration
 // leaves in place what they call.
 func (s *Scheduler) Migrate(ctx context.Context) error {
-	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	// Each statement has to see what others have migrated until we got the lock.
+	err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
 		// What expressions of tables and views mean is settled when they are made:
 		// by the system's functions and operators, whatever others create where the
 		// role looks for names.

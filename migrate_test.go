@@ -48,20 +48,27 @@ func TestMigrateChangesNothingWhereNothingIsToDo(t *testing.T) {
 
 func TestManyMayMigrateAtOnce(t *testing.T) {
 	t.Parallel()
-	pool := newPoolOn(t, newDatabase(t))
-	var all sync.WaitGroup
-	errs := make([]error, 8)
-	for i := range errs {
-		s, err := scheduler.New(pool, scheduler.Config{Queues: queueConfigs{scheduler.JobQueue("own" + string(rune('0'+i))): {MaxAttempts: i + 1}}})
-		require.NoError(t, err)
-		all.Go(func() { errs[i] = s.Migrate(context.Background()) })
+	for _, level := range []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable} {
+		t.Run(string(level), func(t *testing.T) {
+			t.Parallel()
+			url := newDatabase(t)
+			mustExec(t, newPoolOn(t, url), fmt.Sprintf("DO $$ BEGIN EXECUTE format('ALTER DATABASE %%I SET default_transaction_isolation = %%L', current_database(), '%s'); END $$", level))
+			pool := newPoolOn(t, url)
+			var all sync.WaitGroup
+			errs := make([]error, 8)
+			for i := range errs {
+				s, err := scheduler.New(pool, scheduler.Config{Queues: queueConfigs{scheduler.JobQueue("own" + string(rune('0'+i))): {MaxAttempts: i + 1}}})
+				require.NoError(t, err)
+				all.Go(func() { errs[i] = s.Migrate(context.Background()) })
+			}
+			all.Wait()
+			for _, err := range errs {
+				require.NoError(t, err)
+			}
+			require.True(t, mustQuery[bool](t, pool, "SELECT count(*) = max(version) AND min(version) = 1 FROM scheduler.schema_migrations"))
+			require.Equal(t, 8, mustQuery[int](t, pool, "SELECT count(*) FROM scheduler.queues WHERE name LIKE 'own%' AND max_attempts = 1 + substr(name, 4)::int"))
+		})
 	}
-	all.Wait()
-	for _, err := range errs {
-		require.NoError(t, err)
-	}
-	require.True(t, mustQuery[bool](t, pool, "SELECT count(*) = max(version) AND min(version) = 1 FROM scheduler.schema_migrations"))
-	require.Equal(t, 8, mustQuery[int](t, pool, "SELECT count(*) FROM scheduler.queues WHERE name LIKE 'own%' AND max_attempts = 1 + substr(name, 4)::int"))
 }
 
 func TestMigrateRefusesANewerSchema(t *testing.T) {

@@ -268,6 +268,23 @@ func TestPauseOfAllQueues(t *testing.T) {
 	require.Equal(t, 4, claimedIn(t, declared, "late", "ranked", "serial", "default"))
 }
 
+// A claim under REPEATABLE READ may have got its snapshot before a pause.
+func TestPauseBeforeAClaimUnderRepeatableRead(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) { schema = c.Schema })
+	mustCreate(t, s, "a", scheduler.JobData{})
+	mustExec(t, pool, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), '', now() + interval '1 hour')")
+	err := pgx.BeginTxFunc(t.Context(), pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error {
+		mustExec(t, tx, "SELECT")
+		require.NoError(t, s.PauseQueue(t.Context(), ""))
+		_, err := tx.Exec(t.Context(), "SELECT c.id FROM "+schema+".leases l, "+schema+".claim('default', true, true, '{a}', l.id, 1, NULL, NULL, NULL) AS c")
+		return err
+	})
+	require.ErrorContains(t, err, "could not serialize access")
+}
+
 // claimedIn creates a job in each queue, and returns how many were run.
 func claimedIn(t *testing.T, s *scheduler.Scheduler, queues ...scheduler.JobQueue) (picked int) {
 	for _, queue := range queues {

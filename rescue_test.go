@@ -3,6 +3,7 @@ package scheduler_test
 import (
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/relay-club/scheduler"
@@ -31,4 +32,35 @@ func TestARescueThatIsNotCommittedIsNotTold(t *testing.T) {
 	told.next(t, scheduler.EventRescued)
 	told.next(t, scheduler.EventDead)
 	require.Empty(t, told)
+}
+
+// A claim that began before its lease ran out may commit after the snapshot of a
+// rescue under REPEATABLE READ, which does not see its jobs then.
+func TestRescueUnderRepeatableReadLosesNoClaim(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) { schema = c.Schema })
+	id := mustCreate(t, s, "a", scheduler.JobData{}).ID
+	mustExec(t, pool, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), '', now())")
+	rescue := func(tx pgx.Tx) (rescued []string) {
+		rows, err := tx.Query(t.Context(), "SELECT id::text FROM "+schema+".rescue()")
+		require.NoError(t, err)
+		rescued, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		require.NoError(t, err)
+		return rescued
+	}
+	inRepeatableRead := func(do func(pgx.Tx)) {
+		require.NoError(t, pgx.BeginTxFunc(t.Context(), pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error {
+			do(tx)
+			return nil
+		}))
+	}
+	inRepeatableRead(func(tx pgx.Tx) {
+		mustExec(t, tx, "SELECT") // the snapshot
+		mustExec(t, pool, "UPDATE "+schema+".jobs SET status = 'running', attempt = 1, claims = 1, lease_id = (SELECT id FROM "+schema+".leases)")
+		require.Empty(t, rescue(tx))
+	})
+	inRepeatableRead(func(tx pgx.Tx) { require.Equal(t, []string{id}, rescue(tx)) })
+	require.Zero(t, mustQuery[int](t, pool, "SELECT count(*) FROM "+schema+".leases"))
 }

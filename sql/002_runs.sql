@@ -44,6 +44,9 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock_shared(hashtextextended('{{schema_name}}.' || claim.queue, 7041974)) THEN
         RETURN;
     END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM FROM {{schema}}.queues q WHERE q.name = claim.queue FOR SHARE; -- an error if it was paused after the snapshot
+    END IF;
     SELECT coalesce(q.paused, a.paused), q.prioritized, q.limited INTO v_paused, v_prioritized, v_limited
     FROM {{schema}}.leases l CROSS JOIN {{schema}}.all_queues a LEFT JOIN {{schema}}.queues q ON q.name = claim.queue
     WHERE l.id = claim.lease AND l.expires_at > clock_timestamp() FOR KEY SHARE OF l;
@@ -256,9 +259,14 @@ BEGIN
         SELECT j.id FROM {{schema}}.jobs j WHERE j.id = ANY (v_jobs) AND j.awaited AND j.finished_at IS NOT NULL));
     PERFORM {{schema}}.tell_dead(v_jobs) WHERE EXISTS (SELECT FROM {{schema}}.queues q WHERE q.on_dead <> '');
     PERFORM set_config('enable_indexscan', 'off', true);
-    -- The lease of a job that is locked just now stays for the next time.
-    DELETE FROM {{schema}}.leases l WHERE l.id = ANY (v_lost) AND NOT EXISTS (
+    -- The lease of a job that is locked just now stays for the next time. So does each
+    -- where all this sees what was committed before it began (REPEATABLE READ), so maybe
+    -- not the last claim: a rescue that sees the mark has begun after that.
+    DELETE FROM {{schema}}.leases l
+    WHERE l.id = ANY (v_lost) AND (current_setting('transaction_isolation') = 'read committed' OR l.expires_at = 'epoch') AND NOT EXISTS (
         SELECT FROM {{schema}}.jobs j WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = l.id);
+    UPDATE {{schema}}.leases l SET expires_at = 'epoch'
+    WHERE l.id = ANY (v_lost) AND l.expires_at > 'epoch' AND current_setting('transaction_isolation') <> 'read committed';
 END
 $$;
 
