@@ -46,6 +46,7 @@ type chaos struct {
 	verbose  bool
 
 	triggersLost atomic.Bool
+	miscounted   []string // read when nobody watches any more
 }
 
 // undoing bounds what has to be undone, also when time is up.

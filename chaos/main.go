@@ -196,6 +196,7 @@ func (c *chaos) round(ctx context.Context, over func(context.Context)) {
 	var group sync.WaitGroup
 	group.Go(func() { c.load.run(harm) })
 	group.Go(func() { c.triggers(harm) })
+	group.Go(func() { c.watchCounts(harm) })
 	for i, side := range c.sides() {
 		group.Go(func() { c.injectAll(harm, c.random[i], side) })
 	}

@@ -49,6 +49,7 @@ func (c *chaos) verify(ctx context.Context, stuck int, first, last time.Time) (a
 	if err != nil {
 		return nil, 0, err
 	}
+	c.lookAtCounts(ctx)
 	rows, err := c.rows(ctx)
 	if err != nil {
 		return nil, 0, err
@@ -63,7 +64,7 @@ func (c *chaos) verify(ctx context.Context, stuck int, first, last time.Time) (a
 		all = append(all, count(harm.name, faults))
 	}
 	all = append(all, count("slots missed or doubled", history.EachSlotOnce(recurringNames, first, last, time.Minute)(h)),
-		found{harm: "stuck", n: stuck}, count("services that ended by themselves", c.fleet.surprises))
+		count("running jobs miscounted", c.miscounted), found{harm: "stuck", n: stuck}, count("services that ended by themselves", c.fleet.surprises))
 	return all, len(h.Attempts), nil
 }
 

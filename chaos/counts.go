@@ -1,0 +1,28 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// miscountedSQL finds queues whose number of running jobs, by which claims go, is
+// not that of the jobs which are marked as counted. All of it is seen in one moment.
+const miscountedSQL = `
+SELECT coalesce(string_agg(format('queue %s: %s, but %s jobs', q.queue, scheduler.running_in(q), scheduler.counted_in(q.queue)), '; '), '')
+FROM scheduler.queue_limits q
+WHERE coalesce(q.max_running, q.max_running_per_key) IS NOT NULL AND scheduler.running_in(q) <> scheduler.counted_in(q.queue)`
+
+// watchCounts looks the whole time for such queues: mostly too few jobs run for a
+// limit to be exceeded by that.
+func (c *chaos) watchCounts(ctx context.Context) {
+	for ; ctx.Err() == nil; sleep(ctx, 100*time.Millisecond) {
+		c.lookAtCounts(ctx)
+	}
+}
+
+func (c *chaos) lookAtCounts(ctx context.Context) {
+	if found, err := query[string](ctx, c.db, miscountedSQL); err == nil && found != "" {
+		c.miscounted = append(c.miscounted, fmt.Sprintf("at %s, %s", time.Now().Format(time.RFC3339Nano), found))
+	}
+}
