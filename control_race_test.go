@@ -221,3 +221,25 @@ func TestFinishOfACancelledJobMayBeRepeated(t *testing.T) {
 	require.Equal(t, 1, scheduler.Finish(s, claimed), "a success comes too late")
 	requireCancelled(t, mustGet(t, s, job.ID), "job cancelled")
 }
+
+// A record that was written, and whose job was cancelled while it waited, before it
+// is sent again because the answer was lost, was written all the same.
+func TestFinishOfAJobCancelledSinceMayBeRepeated(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	for _, status := range []string{"pending", "failed"} {
+		var schema string
+		s := newScheduler(t, func(c *scheduler.Config) { schema, c.JobNames = c.Schema, scheduler.JobNames{"a": succeed} })
+		job := mustCreate(t, s, "a", scheduler.JobData{})
+		_, err := scheduler.Claim(t.Context(), s, 1)
+		require.NoError(t, err)
+		finish := func() int {
+			return mustQuery[int](t, pool, "SELECT count(*) FROM "+schema+`.finish(
+				ARRAY[$1::text::uuid], ARRAY[1], ARRAY[$2::text], ARRAY[NULL], ARRAY[NULL], ARRAY[NULL::bigint], ARRAY[NULL::int])`, job.ID, status)
+		}
+		require.Zero(t, finish())
+		mustCancel(t, s, job.ID)
+		require.Zero(t, finish())
+		require.Equal(t, scheduler.JobStatusCancelled, mustGet(t, s, job.ID).Status)
+	}
+}

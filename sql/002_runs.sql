@@ -183,7 +183,10 @@ BEGIN
             SELECT f.place, coalesce(j.status = 'cancelled' AND f.status <> 'succeeded', false)
             FROM unnest(finish.ids, finish.claims, finish.statuses) WITH ORDINALITY AS f (id, claims, status, place)
             LEFT JOIN {{schema}}.jobs j ON j.id = f.id AND j.claims = f.claims
-            WHERE j.status IS DISTINCT FROM f.status;
+            WHERE j.status IS DISTINCT FROM f.status
+                -- What an earlier call has recorded may have been cancelled while it waited: then it has no such error.
+                AND NOT coalesce(j.status = 'cancelled' AND f.status <> 'succeeded'
+                    AND coalesce(strpos(j.errors -> -1 ->> 'error', 'job cancelled'), 0) = 0, false);
     END IF;
     IF coalesce(v_counted, v_others) IS NOT NULL THEN
         INSERT INTO {{schema}}.ends (queue, n) SELECT q.name, count(*) FROM unnest(v_counted || v_others) AS q (name) GROUP BY q.name;
