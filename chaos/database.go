@@ -34,11 +34,15 @@ type database struct {
 
 // startDatabase starts it. What is killed is never the machine, so nothing has
 // to be flushed to a disk; a crashed server recovers from its files all the same.
+// Autovacuum comes more often than by default, as it is restarted more often than
+// that would have it come at all.
 func startDatabase(ctx context.Context) (_ *database, err error) {
 	d := &database{}
 	d.cluster, err = postgres.Start(ctx, postgres.Options{
-		Parent:   postgres.InMemory(),
-		Settings: map[string]string{"fsync": "off", "full_page_writes": "off", "shared_buffers": "256MB", "max_wal_size": "512MB"},
+		Parent: postgres.InMemory(),
+		Settings: map[string]string{
+			"fsync": "off", "full_page_writes": "off", "shared_buffers": "256MB", "max_wal_size": "512MB", "autovacuum_naptime": "5s",
+		},
 	})
 	if err != nil {
 		return nil, err
