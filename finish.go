@@ -86,7 +86,7 @@ type claimed struct {
 }
 
 // togetherFor is how long after their claim outcomes wait for each other.
-const togetherFor = 200 * time.Microsecond
+const togetherFor = time.Millisecond
 
 // hasMore counts an outcome, and says whether others are likely to follow at once.
 func (c *claimed) hasMore() bool {
@@ -124,8 +124,8 @@ func (f *finisher) covered(writer int) bool {
 }
 
 func (f *finisher) write(s *Scheduler, writer int) {
-	runtime.Gosched() // handlers that are as short as the first one's come along
 	for {
+		runtime.Gosched() // handlers that are as short as the first one's come along
 		f.mu.Lock()
 		n := batchOf(f.waiting)
 		full := n == mostFinished || n < len(f.waiting)

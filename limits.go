@@ -52,14 +52,14 @@ func (q *queue) most(n, running int) int {
 		return 1
 	}
 	if q.MaxConcurrency > 0 {
-		return max(min(n, twoFifths(q.MaxConcurrency), q.MaxConcurrency-running), 0)
+		return max(min(n, halfOf(q.MaxConcurrency), q.MaxConcurrency-running), 0)
 	}
 	return n
 }
 
-// twoFifths, rounded up, of what a limit allows is what a claim takes of it: while
-// some are being recorded, and others claimed, the rest can run.
-func twoFifths(n int) int { return (2*n + 4) / 5 }
+// halfOf, rounded up, of what a limit allows is what a claim takes of it: while one half
+// is being claimed, the other one is run and recorded.
+func halfOf(n int) int { return (n + 1) / 2 }
 
 // rounds is how far this process has come in the rounds among the keys of a
 // queue. A claim says which jobs are to start, as the database knows whose turn

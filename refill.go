@@ -6,14 +6,14 @@ import (
 )
 
 // refill says when jobs of a limited queue that have ended are worth a claim of
-// others in their place: at once when two fifths of those that ran have, else a
+// others in their place: at once when half of those that ran have, else a
 // moment after the first one. Short jobs end in a row, and so one claim replaces
 // many.
 type refill struct {
 	freed   chan struct{} // of one element: there may be room
 	mu      sync.Mutex
 	running int
-	most    int         // when two fifths of these have ended, there is room for a claim
+	most    int         // when half of these have ended, there is room for a claim
 	timer   *time.Timer // of the moment that has begun; nil: none has
 	late    bool        // it is over, so any room is worth a claim
 }
@@ -31,7 +31,7 @@ func (r *refill) room(q *queue, n int) (most int, worth bool) {
 
 // started counts what a claim has brought. If that was all it asked for, more may
 // be due: then another one comes, or soon is called, so what has ended by now needs
-// no moment of its own; and two fifths of the limit are worth a claim, however many
+// no moment of its own; and half of the limit is worth a claim, however many
 // run.
 func (r *refill) started(q *queue, n int, all bool) {
 	r.mu.Lock()
@@ -52,7 +52,7 @@ func (r *refill) ended() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.running--
-	if r.most-r.running >= twoFifths(r.most) {
+	if r.most-r.running >= halfOf(r.most) {
 		wake(r.freed)
 		return
 	}

@@ -42,9 +42,9 @@ func TestEndsAskForOneClaim(t *testing.T) {
 // few of the jobs have ended.
 func TestRoomOfTheLimitIsWorthAClaim(t *testing.T) {
 	t.Parallel()
-	atOnce, _, _ := scheduler.RefillAfter(100, []int{40, 40}, 20)
+	atOnce, _, _ := scheduler.RefillAfter(100, []int{50}, 1)
 	require.True(t, atOnce)
-	atOnce, soon, _ := scheduler.RefillAfter(100, []int{40, 40}, 19)
+	atOnce, soon, _ := scheduler.RefillAfter(100, []int{50, 50}, 49)
 	require.False(t, atOnce)
 	require.True(t, soon)
 }
