@@ -70,6 +70,8 @@ func waysOf(l *load) (ways []way) {
 		key := fmt.Sprint("key ", key)
 		every(60*time.Millisecond, l.oneOfManyWays(scheduler.JobData{Queue: "keyed", Key: key}, func() task { return task{Kind: brittle, Key: key} }))
 	}
+	every(300*time.Millisecond, l.burst("wide"))
+	every(300*time.Millisecond, l.burst("keyed"))
 	every(100*time.Millisecond, l.oneOfManyWays(scheduler.JobData{}, func() task { return task{Kind: completes} }))
 	every(50*time.Millisecond, l.meddle)
 	every(200*time.Millisecond, l.callOff)
@@ -136,6 +138,23 @@ func (l *load) many(ctx context.Context) {
 		if err != nil {
 			return
 		}
+	}
+}
+
+// burst creates so many jobs of a queue at once that its limits are reached, which
+// they rarely are by those that are created one by one.
+func (l *load) burst(queue scheduler.JobQueue) func(ctx context.Context) {
+	return func(ctx context.Context) {
+		jobs := make([]scheduler.NewJob, 40)
+		for i := range jobs {
+			jobs[i] = scheduler.NewJob{Name: jobName, JobData: scheduler.JobData{Queue: queue, Payload: task{Kind: brittle}}}
+			if queue == "keyed" {
+				key := fmt.Sprint("key ", i%5)
+				jobs[i].Key, jobs[i].Payload = key, task{Kind: brittle, Key: key}
+			}
+		}
+		ids, err := l.jobs.CreateJobs(ctx, jobs)
+		l.acknowledge(err, ids...)
 	}
 }
 
