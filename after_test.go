@@ -196,7 +196,7 @@ func TestHowAParentEnds(t *testing.T) {
 		}, cancelled},
 		"is cancelled and handed back": {"a", func(t *testing.T, a *afterTest, id string) {
 			mustExec(t, a.pool, "UPDATE "+a.schema+".jobs SET status = 'running', lease_id = id, attempt = 1, claims = 1, cancelling = true WHERE id = $1::text::uuid", id)
-			require.Equal(t, id, mustQuery[string](t, a.pool, "SELECT id::text FROM "+a.schema+".hand_back($1::text::uuid, '{}')", id))
+			require.Equal(t, id, mustQuery[string](t, a.pool, "SELECT id::text FROM "+a.schema+".hand_back($1::text::uuid, '{}', now())", id))
 		}, cancelled},
 	} {
 		t.Run(title, func(t *testing.T) {

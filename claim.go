@@ -269,7 +269,7 @@ func (s *Scheduler) suspect() {
 
 const handBackSQL = `
 SELECT ` + takenBackColumns + `
-FROM {{schema}}.hand_back($1::text::uuid, $2::uuid[])`
+FROM {{schema}}.hand_back($1::text::uuid, $2::uuid[], $3::timestamptz)`
 
 // reconcile hands back jobs that a claim took without our getting to know,
 // because the connection was lost before the answer. They are running under
@@ -288,11 +288,15 @@ func (s *Scheduler) reconcile(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.config.Lease/3)
 	defer cancel()
-	n, err := s.takeBack(ctx, func(job *Job) {
-		if job.Status == JobStatusCancelled {
-			s.tellCancelled(job)
-		}
-	}, handBackSQL, id, held)
+	var at time.Time
+	n, err := 0, s.pool.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&at)
+	if err == nil {
+		n, err = s.takeBack(ctx, func(job *Job) {
+			if job.Status == JobStatusCancelled {
+				s.tellCancelled(job)
+			}
+		}, handBackSQL, id, held, at)
+	}
 	if err != nil {
 		s.config.Logger.Warn("scheduler: can't look for lost claims", "error", err)
 		return

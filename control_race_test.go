@@ -227,7 +227,8 @@ func TestFinishOfACancelledJobMayBeRepeated(t *testing.T) {
 func TestFinishOfAJobCancelledSinceMayBeRepeated(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t)
-	for _, status := range []string{"pending", "failed"} {
+	said := "job cancelled, says the handler"
+	for status, failure := range map[string]*string{"pending": nil, "failed": &said} {
 		var schema string
 		s := newScheduler(t, func(c *scheduler.Config) { schema, c.JobNames = c.Schema, scheduler.JobNames{"a": succeed} })
 		job := mustCreate(t, s, "a", scheduler.JobData{})
@@ -235,7 +236,7 @@ func TestFinishOfAJobCancelledSinceMayBeRepeated(t *testing.T) {
 		require.NoError(t, err)
 		finish := func() int {
 			return mustQuery[int](t, pool, "SELECT count(*) FROM "+schema+`.finish(
-				ARRAY[$1::text::uuid], ARRAY[1], ARRAY[$2::text], ARRAY[NULL], ARRAY[NULL], ARRAY[NULL::bigint], ARRAY[NULL::int])`, job.ID, status)
+				ARRAY[$1::text::uuid], ARRAY[1], ARRAY[$2::text], ARRAY[NULL], ARRAY[$3::text], ARRAY[NULL::bigint], ARRAY[NULL::int])`, job.ID, status, failure)
 		}
 		require.Zero(t, finish())
 		mustCancel(t, s, job.ID)

@@ -2,6 +2,7 @@ package scheduler_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -63,4 +64,45 @@ func TestRescueUnderRepeatableReadLosesNoClaim(t *testing.T) {
 	})
 	inRepeatableRead(func(tx pgx.Tx) { require.Equal(t, []string{id}, rescue(tx)) })
 	require.Zero(t, mustQuery[int](t, pool, "SELECT count(*) FROM "+schema+".leases"))
+}
+
+// What a process asks to be handed back is asked of the moment in which it knew all
+// it held. When that is done late, it has claimed others under the same lease.
+func TestALateHandBackLeavesWhatWasClaimedSince(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) { schema = c.Schema })
+	lost := mustCreate(t, s, "a", scheduler.JobData{}).ID
+	mustExec(t, pool, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), '', now() + interval '1 hour')")
+	claim := "SELECT count(*) FROM " + schema + ".leases l, " + schema + ".claim('default', true, true, '{a}', l.id, 10, NULL, NULL, NULL)"
+	require.Equal(t, 1, mustQuery[int](t, pool, claim))
+	at := mustQuery[time.Time](t, pool, "SELECT clock_timestamp()")
+	mustCreate(t, s, "a", scheduler.JobData{})
+	require.Equal(t, 1, mustQuery[int](t, pool, claim))
+	require.Equal(t, lost, mustQuery[string](t, pool, "SELECT h.id::text FROM "+schema+".leases l, "+schema+".hand_back(l.id, '{}', $1) AS h", at))
+	require.Equal(t, 1, mustQuery[int](t, pool, "SELECT count(*) FROM "+schema+".jobs WHERE status = 'running'"))
+}
+
+// A claim whose answer was lost may commit while its process ends.
+func TestTheEndOfALeaseWaitsForAClaim(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) { schema = c.Schema })
+	mustCreate(t, s, "a", scheduler.JobData{})
+	mustExec(t, pool, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), '', now() + interval '1 hour')")
+	tx, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	mustExec(t, tx, "SELECT FROM "+schema+".leases l, "+schema+".claim('default', true, true, '{a}', l.id, 10, NULL, NULL, NULL)")
+	ender, _, name := newWires(t)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := ender.Exec(t.Context(), "SELECT "+schema+".end_lease(id) FROM "+schema+".leases")
+		ended <- err
+	}()
+	waitBlocked(t, pool, name)
+	require.NoError(t, tx.Commit(t.Context()))
+	require.NoError(t, await(t, ended))
+	require.Equal(t, 1, mustQuery[int](t, pool, "SELECT count(*) FROM "+schema+".leases"), "its jobs are rescued when it has run out")
 }

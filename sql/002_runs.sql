@@ -44,14 +44,21 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock_shared(hashtextextended('{{schema_name}}.' || claim.queue, 7041974)) THEN
         RETURN;
     END IF;
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM FROM {{schema}}.queues q WHERE q.name = claim.queue FOR SHARE; -- an error if it was paused after the snapshot
-    END IF;
     SELECT coalesce(q.paused, a.paused), q.prioritized, q.limited INTO v_paused, v_prioritized, v_limited
     FROM {{schema}}.leases l CROSS JOIN {{schema}}.all_queues a LEFT JOIN {{schema}}.queues q ON q.name = claim.queue
     WHERE l.id = claim.lease AND l.expires_at > clock_timestamp() FOR KEY SHARE OF l;
     IF NOT FOUND OR v_paused THEN
         RETURN;
+    END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        -- An error if it was paused after the snapshot. While somebody changes it, nothing is claimed.
+        PERFORM FROM {{schema}}.queues q WHERE q.name = claim.queue FOR SHARE SKIP LOCKED;
+        IF NOT FOUND THEN
+            PERFORM FROM {{schema}}.all_queues a WHERE NOT EXISTS (SELECT FROM {{schema}}.queues q WHERE q.name = claim.queue) FOR SHARE SKIP LOCKED;
+        END IF;
+        IF NOT FOUND THEN
+            RETURN;
+        END IF;
     END IF;
     IF v_limited THEN
         -- Locked until the transaction ends: so one claim after another is made of
@@ -62,6 +69,9 @@ BEGIN
                 quote_literal(claim.queue), upper(current_setting('transaction_isolation')) USING ERRCODE = 'object_not_in_prerequisite_state';
         END IF;
         SELECT * INTO v_limits FROM {{schema}}.queue_limits l WHERE l.queue = claim.queue FOR NO KEY UPDATE;
+        IF NOT FOUND THEN
+            RETURN;
+        END IF;
         v_at := clock_timestamp(); -- not now(), which may be older than that of the claim before
         IF coalesce(v_limits.max_running, v_limits.max_running_per_key) IS NOT NULL THEN
             v_counted := true;
@@ -111,7 +121,7 @@ BEGIN
         GET DIAGNOSTICS v_claimed = ROW_COUNT;
         IF v_counted THEN
             UPDATE {{schema}}.queue_limits q SET running = v_limits.running + v_claimed
-            WHERE q.queue = claim.queue AND q.running <> v_limits.running + v_claimed;
+            WHERE q.queue = claim.queue AND q.running IS DISTINCT FROM v_limits.running + v_claimed;
         END IF;
         IF v_limits.rate IS NOT NULL AND NOT v_by_key THEN
             PERFORM {{schema}}.note_starts(claim.queue, '', v_limits.rate_per, v_at, v_claimed);
@@ -184,9 +194,9 @@ BEGIN
             FROM unnest(finish.ids, finish.claims, finish.statuses) WITH ORDINALITY AS f (id, claims, status, place)
             LEFT JOIN {{schema}}.jobs j ON j.id = f.id AND j.claims = f.claims
             WHERE j.status IS DISTINCT FROM f.status
-                -- What an earlier call has recorded may have been cancelled while it waited: then it has no such error.
+                -- What an earlier call has recorded may have been cancelled while it waited: then it has no error of that moment.
                 AND NOT coalesce(j.status = 'cancelled' AND f.status <> 'succeeded'
-                    AND coalesce(strpos(j.errors -> -1 ->> 'error', 'job cancelled'), 0) = 0, false);
+                    AND (j.errors -> -1 ->> 'at')::timestamptz IS DISTINCT FROM j.finished_at, false);
     END IF;
     IF coalesce(v_counted, v_others) IS NOT NULL THEN
         INSERT INTO {{schema}}.ends (queue, n) SELECT q.name, count(*) FROM unnest(v_counted || v_others) AS q (name) GROUP BY q.name;
@@ -273,15 +283,17 @@ BEGIN
 END
 $$;
 
--- Hands back what runs under a lease without its holder's knowing, who holds
--- these ids: a claim took it whose answer was lost. Returns the jobs as they are
--- then: those that were called off are cancelled.
-CREATE FUNCTION {{schema}}.hand_back(lease uuid, held uuid[]) RETURNS SETOF {{schema}}.jobs
+-- Hands back what runs under a lease without its holder's knowing, who held
+-- these ids at this time: a claim took it whose answer was lost. Returns the jobs
+-- as they are then: those that were called off are cancelled. (This may be done
+-- late, after its caller has given up and claimed others.)
+CREATE FUNCTION {{schema}}.hand_back(lease uuid, held uuid[], at timestamptz) RETURNS SETOF {{schema}}.jobs
 LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     v_jobs uuid[] := ARRAY(
         SELECT r.id FROM {{schema}}.jobs r
         WHERE r.lane IS NOT NULL AND r.status = 'running' AND r.lease_id = hand_back.lease AND NOT r.id = ANY (hand_back.held)
+            AND (r.started_at < hand_back.at) IS NOT FALSE
         ORDER BY r.id::text FOR NO KEY UPDATE); -- as in rescue
 BEGIN
     IF v_jobs = '{}' THEN
@@ -306,9 +318,14 @@ $$;
 -- Deletes a lease at the end of its process. One that has jobs all the same, by
 -- a claim whose answer was lost, has to run out, so that they are rescued.
 CREATE FUNCTION {{schema}}.end_lease(lease uuid) RETURNS void
-LANGUAGE sql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
-    DELETE FROM {{schema}}.leases l WHERE l.id = end_lease.lease
-        AND NOT EXISTS (SELECT FROM {{schema}}.jobs j WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = l.id)
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET jit = off SET enable_seqscan = off AS $$
+BEGIN
+    -- Such a claim may still be under way: its jobs are seen by what begins after its commit.
+    PERFORM FROM {{schema}}.leases l WHERE l.id = end_lease.lease FOR UPDATE;
+    DELETE FROM {{schema}}.leases l
+    WHERE l.id = end_lease.lease AND current_setting('transaction_isolation') = 'read committed' AND NOT EXISTS (
+        SELECT FROM {{schema}}.jobs j WHERE j.lane IS NOT NULL AND j.status = 'running' AND j.lease_id = l.id);
+END
 $$;
 
 -- When the next job becomes due that a run with this filter would pick: NULL
