@@ -69,7 +69,7 @@ func (f *finisher) add(s *Scheduler, o *outcome) {
 		f.start(s)
 	} else if !f.soon {
 		f.soon = true
-		time.AfterFunc(togetherFor, func() {
+		time.AfterFunc(togetherFor-time.Since(o.claim.at), func() {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			f.soon = false

@@ -46,20 +46,20 @@ func (c QueueConfig) serial() bool { return c.MaxConcurrencyPerKey == 1 && !c.Sk
 func (c QueueConfig) rated() bool { return c.Rate != Rate{} || c.RatePerKey != Rate{} }
 
 // most is how many jobs of the queue, n at the most, may be claimed at once while
-// so many of them are running here.
-func (q *queue) most(n, running int) int {
-	if q.blocking() {
-		return 1
+// so many of them are running here, and how many are worth a claim. Of a limit, a
+// claim takes one half: meanwhile the other one is run and recorded.
+func (q *queue) most(n, running int) (most, enough int) {
+	switch {
+	case q.blocking():
+		return 1, 1
+	case q.MaxConcurrency > 0:
+		return max(min(n, (q.MaxConcurrency+1)/2, q.MaxConcurrency-running), 0), min(n, halfOf(q.MaxConcurrency))
 	}
-	if q.MaxConcurrency > 0 {
-		return max(min(n, halfOf(q.MaxConcurrency), q.MaxConcurrency-running), 0)
-	}
-	return n
+	return n, n
 }
 
-// halfOf, rounded up, of what a limit allows is what a claim takes of it: while one half
-// is being claimed, the other one is run and recorded.
-func halfOf(n int) int { return (n + 1) / 2 }
+// halfOf, rounded down, but not to nothing.
+func halfOf(n int) int { return max(n/2, 1) }
 
 // rounds is how far this process has come in the rounds among the keys of a
 // queue. A claim says which jobs are to start, as the database knows whose turn

@@ -25,8 +25,8 @@ const refillWait = 2 * time.Millisecond
 func (r *refill) room(q *queue, n int) (most int, worth bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	most = q.most(n, r.running)
-	return most, r.late || most == q.most(n, 0)
+	most, enough := q.most(n, r.running)
+	return most, r.late || most >= enough
 }
 
 // started counts what a claim has brought. If that was all it asked for, more may
