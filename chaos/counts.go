@@ -7,11 +7,12 @@ import (
 )
 
 // miscountedSQL finds queues whose number of running jobs, by which claims go, is
-// not that of the jobs which are marked as counted. All of it is seen in one moment.
+// not that of the jobs that run. All of it is seen in one moment.
 const miscountedSQL = `
-SELECT coalesce(string_agg(format('queue %s: %s, but %s jobs', q.queue, scheduler.running_in(q), scheduler.counted_in(q.queue)), '; '), '')
-FROM scheduler.queue_limits q
-WHERE coalesce(q.max_running, q.max_running_per_key) IS NOT NULL AND scheduler.running_in(q) <> scheduler.counted_in(q.queue)`
+SELECT coalesce(string_agg(format('queue %s: %s, but %s jobs', q.queue, scheduler.running_in(q), r.n), '; '), '')
+FROM scheduler.queue_limits q, LATERAL (
+    SELECT count(*) AS n FROM scheduler.jobs j WHERE j.queue = q.queue AND j.lane IS NOT NULL AND j.status = 'running') AS r
+WHERE coalesce(q.max_running, q.max_running_per_key) IS NOT NULL AND scheduler.running_in(q) <> r.n`
 
 // watchCounts looks the whole time for such queues: mostly too few jobs run for a
 // limit to be exceeded by that.
@@ -22,7 +23,9 @@ func (c *chaos) watchCounts(ctx context.Context) {
 }
 
 func (c *chaos) lookAtCounts(ctx context.Context) {
-	if found, err := query[string](ctx, c.db, miscountedSQL); err == nil && found != "" {
+	found, err := query[string](ctx, c.db, miscountedSQL)
+	if err == nil && found != "" && found != c.lastFound {
 		c.miscounted = append(c.miscounted, fmt.Sprintf("at %s, %s", time.Now().Format(time.RFC3339Nano), found))
 	}
+	c.lastFound = found
 }

@@ -47,6 +47,7 @@ type chaos struct {
 
 	triggersLost atomic.Bool
 	miscounted   []string // read when nobody watches any more
+	lastFound    string   // of what is miscounted
 }
 
 // undoing bounds what has to be undone, also when time is up.

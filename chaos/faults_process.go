@@ -64,8 +64,11 @@ func zombie(ctx context.Context, c *chaos) error {
 	// A renewal may have been on its way, so this looks again at the end.
 	for until := (time.Time{}); ; {
 		now, err := query[time.Time](ctx, c.db, expiresSQL, fmt.Sprint(p.cmd.Process.Pid), stopped)
-		if err != nil { // how long its lease lasted is not known, so what it ran was nobody's from the beginning
-			return errors.Join(err, c.fleet.log.Write(history.Event{Kind: history.Stop, Process: p.number, Until: stopped}))
+		if err != nil && until.IsZero() { // how long its lease lasted is not known, so what it ran was nobody's from the beginning
+			err = errors.Join(err, c.fleet.log.Write(history.Event{Kind: history.Stop, Process: p.number, Until: stopped}))
+		}
+		if err != nil {
+			return err
 		}
 		if now.After(until) {
 			until = now

@@ -224,6 +224,7 @@ func (c *chaos) settle(ctx context.Context, last time.Time) (stuck int, err erro
 		if time.Since(since) > patience {
 			return stuck, nil
 		}
+		c.lookAtCounts(ctx)
 		sleep(ctx, 200*time.Millisecond)
 	}
 }
