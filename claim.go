@@ -267,6 +267,14 @@ func (s *Scheduler) suspect() {
 	}
 }
 
+// suspectSometimes is for a claim that was carried out only when suspect had ceased
+// to look for it. Where a process does not work all the time, its lease runs out.
+func (s *Scheduler) suspectSometimes() {
+	if s.resident.working.Load() && s.suspects.CompareAndSwap(0, 1) {
+		s.lease.use(s)
+	}
+}
+
 const handBackSQL = `
 SELECT ` + takenBackColumns + `
 FROM {{schema}}.hand_back($1::text::uuid, $2::uuid[], $3::timestamptz)`

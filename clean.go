@@ -44,6 +44,7 @@ func (s *Scheduler) cleanUpSometimes() {
 		if err := s.cleanUp(s.open); err != nil && s.open.Err() == nil {
 			s.config.Logger.Warn("scheduler: can't clean up", "error", err)
 		}
+		s.suspectSometimes()
 	}()
 }
 

@@ -89,6 +89,14 @@ func AllJobs(ctx context.Context, s *Scheduler) ([]*Job, error) {
 	})
 }
 
+// CleanUp is what a process does once an hour.
+func CleanUp(s *Scheduler) {
+	s.cleaner.mu.Lock()
+	s.cleaner.next = time.Time{}
+	s.cleaner.mu.Unlock()
+	s.cleanUpSometimes()
+}
+
 // RefillAfter has claims start so many jobs of a queue with this limit, each as many
 // as it asked for, and then some of them end. It returns whether a claim is worth it
 // at once, and whether in a moment, and what says so then.

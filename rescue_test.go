@@ -1,6 +1,7 @@
 package scheduler_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -105,4 +106,25 @@ func TestTheEndOfALeaseWaitsForAClaim(t *testing.T) {
 	require.NoError(t, tx.Commit(t.Context()))
 	require.NoError(t, await(t, ended))
 	require.Equal(t, 1, mustQuery[int](t, pool, "SELECT count(*) FROM "+schema+".leases"), "its jobs are rescued when it has run out")
+}
+
+// A claim may be carried out long after its process has given up, and looked for it.
+func TestAVeryLateClaimIsHandedBack(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) {
+		schema, c.Lease = c.Schema, time.Second
+		c.JobNames = scheduler.JobNames{"a": succeed}
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	worked := make(chan error, 1)
+	go func() { worked <- s.Work(ctx) }()
+	id := mustCreate(t, s, "a", scheduler.JobData{RunAt: time.Now().Add(time.Hour)}).ID
+	waitFor(t, func() bool { return mustQuery[bool](t, pool, "SELECT EXISTS (SELECT FROM "+schema+".leases)") })
+	mustExec(t, pool, "UPDATE "+schema+".jobs SET status = 'running', run_at = now(), started_at = now(), claims = 1, lease_id = (SELECT id FROM "+schema+".leases)")
+	scheduler.CleanUp(s)
+	waitFor(t, func() bool { return mustGet(t, s, id).Status == scheduler.JobStatusSucceeded })
+	stop()
+	require.NoError(t, await(t, worked))
 }
