@@ -26,6 +26,8 @@ CREATE DOMAIN {{schema}}.job_name AS text CONSTRAINT job_name_length CHECK (leng
 CREATE DOMAIN {{schema}}.job_status AS text
     CONSTRAINT job_status_known CHECK (VALUE IN ('pending', 'running', 'succeeded', 'failed', 'dead', 'cancelled'));
 CREATE DOMAIN {{schema}}.job_key AS text COLLATE "C" CONSTRAINT job_key_length CHECK (octet_length(VALUE) <= 256);
+CREATE DOMAIN {{schema}}.limit_count AS integer CONSTRAINT limit_count_positive CHECK (VALUE > 0);
+CREATE DOMAIN {{schema}}.limit_time AS interval CONSTRAINT limit_time_positive CHECK (VALUE > '0');
 CREATE DOMAIN {{schema}}.job_errors AS jsonb CONSTRAINT job_errors_is_array CHECK (jsonb_typeof(VALUE) = 'array');
 
 CREATE TABLE {{schema}}.jobs (
@@ -130,20 +132,19 @@ CREATE TABLE {{schema}}.queues (
 -- counts until it has committed; nobody else holds it for longer.
 CREATE TABLE {{schema}}.queue_limits (
     queue               text     CONSTRAINT queue_limits_pkey PRIMARY KEY,
-    max_running         integer  CONSTRAINT queue_limits_max_running_positive CHECK (max_running > 0),
-    max_running_per_key integer  CONSTRAINT queue_limits_max_running_per_key_positive CHECK (max_running_per_key > 0),
-    rate                integer  CONSTRAINT queue_limits_rate_positive CHECK (rate > 0), -- starts
-    rate_per            interval CONSTRAINT queue_limits_rate_per_positive CHECK (rate_per > '0'), -- in any such time
-    key_rate            integer  CONSTRAINT queue_limits_key_rate_positive CHECK (key_rate > 0),
-    key_rate_per        interval CONSTRAINT queue_limits_key_rate_per_positive CHECK (key_rate_per > '0'),
-    key_round           integer  CONSTRAINT queue_limits_key_round_positive CHECK (key_round > 0), -- jobs of a key before the next one's turn
+    max_running         {{schema}}.limit_count,
+    max_running_per_key {{schema}}.limit_count,
+    rate                {{schema}}.limit_count, -- starts
+    rate_per            {{schema}}.limit_time,  -- in any such time
+    key_rate            {{schema}}.limit_count,
+    key_rate_per        {{schema}}.limit_time,
+    key_round           {{schema}}.limit_count, -- jobs of a key before the next one's turn
     skip_failed         boolean  NOT NULL DEFAULT false, -- a job that waits does not keep its key
     running             integer  NOT NULL DEFAULT 0, -- with the first two: how many jobs were started and have not ended, but for those in ends
     last_key            text     COLLATE "C" NOT NULL DEFAULT '', -- whose turn it was last
     last_taken          integer  NOT NULL DEFAULT 0, -- how many jobs it has had of that turn
 
-    CONSTRAINT queue_limits_rate_has_both CHECK ((rate IS NULL) = (rate_per IS NULL)),
-    CONSTRAINT queue_limits_key_rate_has_both CHECK ((key_rate IS NULL) = (key_rate_per IS NULL))
+    CONSTRAINT queue_limits_rates_have_both CHECK ((rate IS NULL) = (rate_per IS NULL) AND (key_rate IS NULL) = (key_rate_per IS NULL))
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200);
 
 -- Whether queues that are declared from now on are paused from their beginning,
