@@ -268,9 +268,9 @@ func (s *Scheduler) suspect() {
 }
 
 // suspectSometimes is for a claim that was carried out only when suspect had ceased
-// to look for it. Where a process does not work all the time, its lease runs out.
+// to look for it, under a lease that we still have.
 func (s *Scheduler) suspectSometimes() {
-	if s.resident.working.Load() && s.suspects.CompareAndSwap(0, 1) {
+	if id, _ := s.lease.holdings(); id != "" && s.open.Err() == nil && s.suspects.CompareAndSwap(0, 1) {
 		s.lease.use(s)
 	}
 }
@@ -290,6 +290,9 @@ func (s *Scheduler) reconcile(ctx context.Context) {
 		return // claims are in flight all the time; next time
 	}
 	defer s.claims.Unlock()
+	if s.suspects.Load() == 0 {
+		return // another one has looked meanwhile
+	}
 	id, held := s.lease.holdings()
 	if id == "" {
 		return // it was lost just now: its jobs are rescued

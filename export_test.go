@@ -113,6 +113,13 @@ func RefillAfter(limit int, started []int, ended int) (atOnce, soon bool, freed 
 	return len(r.freed) > 0 && !r.late, r.late || r.timer != nil, r.freed
 }
 
+// Room is for how many of up to n jobs a queue with this limit has room when so many
+// are running, and whether that is worth a claim.
+func Room(limit, running, n int) (most int, worth bool) {
+	r := &refill{running: running}
+	return r.room(&queue{QueueConfig: QueueConfig{MaxConcurrency: limit}}, n)
+}
+
 // ClaimSizes are how many jobs the claims of a process with these slots are for that
 // has just worked off so many jobs a second, if none ends meanwhile. tired is how many
 // the last one gets of what it waits for in the end.

@@ -48,3 +48,28 @@ func TestRoomOfTheLimitIsWorthAClaim(t *testing.T) {
 	require.False(t, atOnce)
 	require.True(t, soon)
 }
+
+// Two claims take all of a limit, the larger half first.
+func TestRoomForHalvesOfALimit(t *testing.T) {
+	t.Parallel()
+	for _, limit := range []int{1, 2, 3, 7, 100} {
+		for n := 1; n <= limit+1; n++ {
+			first, worth := scheduler.Room(limit, 0, n)
+			require.True(t, worth)
+			require.Equal(t, min(n, (limit+1)/2), first)
+		}
+		larger := (limit + 1) / 2
+		second, worth := scheduler.Room(limit, larger, limit)
+		require.Equal(t, limit/2, second)
+		require.Equal(t, limit > 1, worth)
+		if limit > 3 {
+			_, worth = scheduler.Room(limit, larger+1, limit)
+			require.False(t, worth)
+			_, worth = scheduler.Room(limit, larger+1, 1)
+			require.True(t, worth, "no more is asked for")
+		}
+		none, worth := scheduler.Room(limit, limit, limit)
+		require.Zero(t, none)
+		require.False(t, worth)
+	}
+}

@@ -114,7 +114,7 @@ func TestAVeryLateClaimIsHandedBack(t *testing.T) {
 	pool := newPool(t)
 	var schema string
 	s := newScheduler(t, func(c *scheduler.Config) {
-		schema, c.Lease = c.Schema, time.Second
+		schema, c.Lease = c.Schema, 3*time.Second
 		c.JobNames = scheduler.JobNames{"a": succeed}
 	})
 	ctx, stop := context.WithCancel(t.Context())
@@ -125,6 +125,7 @@ func TestAVeryLateClaimIsHandedBack(t *testing.T) {
 	mustExec(t, pool, "UPDATE "+schema+".jobs SET status = 'running', run_at = now(), started_at = now(), claims = 1, lease_id = (SELECT id FROM "+schema+".leases)")
 	scheduler.CleanUp(s)
 	waitFor(t, func() bool { return mustGet(t, s, id).Status == scheduler.JobStatusSucceeded })
+	require.Empty(t, mustGet(t, s, id).Errors, "it was not rescued")
 	stop()
 	require.NoError(t, await(t, worked))
 }

@@ -24,7 +24,10 @@ func (c *chaos) watchCounts(ctx context.Context) {
 
 func (c *chaos) lookAtCounts(ctx context.Context) {
 	found, err := query[string](ctx, c.db, miscountedSQL)
-	if err == nil && found != "" && found != c.lastFound {
+	if err != nil {
+		return
+	}
+	if found != "" && found != c.lastFound {
 		c.miscounted = append(c.miscounted, fmt.Sprintf("at %s, %s", time.Now().Format(time.RFC3339Nano), found))
 	}
 	c.lastFound = found

@@ -70,7 +70,8 @@ BEGIN
         END IF;
         SELECT * INTO v_limits FROM {{schema}}.queue_limits l WHERE l.queue = claim.queue FOR NO KEY UPDATE;
         IF NOT FOUND THEN
-            RETURN;
+            RAISE EXCEPTION 'the limits of queue % are gone: expected a row of queue_limits, which Migrate makes', quote_literal(claim.queue)
+                USING ERRCODE = 'object_not_in_prerequisite_state';
         END IF;
         v_at := clock_timestamp(); -- not now(), which may be older than that of the claim before
         IF coalesce(v_limits.max_running, v_limits.max_running_per_key) IS NOT NULL THEN
