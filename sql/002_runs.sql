@@ -153,11 +153,13 @@ $$;
 -- ended cancelled though they were to be something else.
 --
 -- A transaction that creates a job after one of these holds it for as long as it
--- lasts. It is not waited for long, so that the others can be recorded without it.
+-- lasts. It is not waited for long, so that the others can be recorded without it;
+-- and for less than deadlock_timeout, so that it is this that gives way where the
+-- two wait for each other, by a job that waits for one of these.
 CREATE FUNCTION {{schema}}.finish(
     ids uuid[], claims integer[], statuses text[], results text[], failures text[], delays_us bigint[], refunds integer[]
 ) RETURNS TABLE (place bigint, cancelled boolean)
-LANGUAGE plpgsql VOLATILE SET search_path = '' SET lock_timeout = '1s' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path = '' SET lock_timeout = '300ms' SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_recorded integer;
     v_awaited  uuid[]; -- what is finished and others run after
