@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
 	"github.com/relay-club/scheduler"
@@ -259,4 +260,33 @@ func (a *afterTest) requireNoneLostOrEarly(t *testing.T) {
 		SELECT count(*) FROM %[1]s.jobs c WHERE c.status = 'cancelled' AND c.waits_for > 0 AND c.attempt > 0`, a.schema)))
 	require.Zero(t, mustQuery[int](t, a.pool, fmt.Sprintf(`
 		SELECT count(*) FROM %[1]s.jobs c WHERE c.status = 'succeeded' AND NOT EXISTS (SELECT FROM %[1]s.journal s WHERE s.id = c.id)`, a.schema)))
+}
+
+// A creation may hold a job that waits for one whose record is under way, and want
+// another one of that record: it is the record that gives way.
+func TestARecordGivesWayToACreation(t *testing.T) {
+	t.Parallel()
+	a := newAfterTest(t, nil)
+	first := mustCreate(t, a.Scheduler, "a", scheduler.JobData{}).ID
+	waiting := mustCreate(t, a.Scheduler, "a", after(first)).ID
+	last := mustCreate(t, a.Scheduler, "a", scheduler.JobData{}).ID
+	mustExec(t, a.pool, "UPDATE "+a.schema+".jobs SET status = 'running', started_at = now(), attempt = 1, claims = 1 WHERE id = ANY ($1::text[]::uuid[])", []string{first, last})
+	creation, err := a.pool.Begin(t.Context())
+	require.NoError(t, err)
+	lock := "SELECT FROM " + a.schema + ".jobs WHERE id = $1::text::uuid FOR NO KEY UPDATE" // in the order of ids
+	mustExec(t, creation, lock, waiting)
+	record := "SELECT FROM " + a.schema + ".finish($1::text[]::uuid[], '{1,1}', '{succeeded,succeeded}', NULL, NULL, NULL, NULL)"
+	recorded := make(chan error, 1)
+	go func() {
+		_, err := a.pool.Exec(context.WithoutCancel(t.Context()), record, []string{first, last})
+		recorded <- err
+	}()
+	a.waitLocked(t, 1)
+	mustExec(t, creation, lock, last)
+	var postgres *pgconn.PgError
+	require.ErrorAs(t, await(t, recorded), &postgres)
+	require.Equal(t, "55P03", postgres.Code)
+	require.NoError(t, creation.Commit(t.Context()))
+	mustExec(t, a.pool, record, []string{first, last})
+	require.Equal(t, scheduler.JobStatusSucceeded, mustGet(t, a.Scheduler, last).Status)
 }
