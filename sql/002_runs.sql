@@ -91,6 +91,7 @@ BEGIN
             SELECT c.id, c.name, c.payload, c.run_at, c.created_at, c.started_at,
                 c.attempt, c.max_attempts, c.errors, c.timeout_ms, c.claims, c.attributes, c.priority, c.key
             FROM {{schema}}.claim_by_key(v_limits, claim.pending, claim.failed, claim.names, claim.lease, v_n, v_at, claim.overdue) AS c;
+        GET DIAGNOSTICS v_claimed = ROW_COUNT;
     ELSIF v_prioritized THEN
         RETURN QUERY
             SELECT c.id, c.name, c.payload, c.run_at, c.created_at, c.started_at,
@@ -117,9 +118,10 @@ BEGIN
                 ORDER BY due.run_at, due.id LIMIT v_n))
             RETURNING j.id, j.name, j.payload, j.run_at, j.created_at, j.started_at,
                 j.attempt, j.max_attempts, j.errors, j.timeout_ms, j.claims, j.attributes, j.priority, j.key;
+        -- At once: an IF between is a query too, of one row, in a session in which it was cancelled when it was first come to.
+        GET DIAGNOSTICS v_claimed = ROW_COUNT;
     END IF;
     IF v_limited THEN
-        GET DIAGNOSTICS v_claimed = ROW_COUNT;
         IF v_counted THEN
             UPDATE {{schema}}.queue_limits q SET running = v_limits.running + v_claimed
             WHERE q.queue = claim.queue AND q.running IS DISTINCT FROM v_limits.running + v_claimed;
