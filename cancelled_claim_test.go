@@ -6,12 +6,39 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"github.com/relay-club/scheduler"
 )
+
+// addLease adds a lease that lasts for so long, of no process.
+func addLease(t *testing.T, db database, schema string, lasts time.Duration) {
+	mustExec(t, db, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), '', now() + $1::bigint * interval '1 microsecond')", lasts.Microseconds())
+}
+
+// claimSQL claims up to n jobs with the name "a" under the only lease.
+func claimSQL(schema, queue string, n int) string {
+	return fmt.Sprintf("SELECT c.id FROM %s.leases l, %[1]s.claim('%s', true, true, '{a}', l.id, %d, NULL, NULL, NULL) AS c", schema, queue, n)
+}
+
+// A queue that is said to have limits is not worked without them.
+func TestAClaimWithoutTheLimitsOfItsQueueFails(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t)
+	var schema string
+	s := newScheduler(t, func(c *scheduler.Config) {
+		schema, c.Queues, c.JobNames = c.Schema, queueConfigs{"limited": {MaxConcurrency: 1}}, scheduler.JobNames{"a": succeed}
+	})
+	mustCreate(t, s, "a", scheduler.JobData{Queue: "limited"})
+	mustExec(t, pool, "DELETE FROM "+schema+".queue_limits")
+	_, err := s.Run(t.Context(), scheduler.RunFilter{Queue: "limited"})
+	require.ErrorContains(t, err, "the limits of queue 'limited' are gone")
+	require.NoError(t, s.Migrate(t.Context()))
+	require.Equal(t, 1, mustRun(t, s, scheduler.RunFilter{Queue: "limited"}).Succeeded)
+}
 
 // A session whose first claim was cancelled somewhere in it counts as others do. In
 // such a session, expressions of PL/pgSQL may be queries of one row for good.
@@ -22,14 +49,13 @@ func TestCountsOfSessionsWhoseFirstClaimWasCancelled(t *testing.T) {
 	s := newScheduler(t, func(c *scheduler.Config) {
 		schema, c.Queues = c.Schema, queueConfigs{"limited": {MaxConcurrency: 10_000}}
 	})
-	mustExec(t, pool, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), '', now() + interval '1 hour')")
-	claim := "SELECT c.id FROM " + schema + ".leases l, " + schema + ".claim('limited', true, true, '{a}', l.id, 3, NULL, NULL, NULL) AS c"
+	addLease(t, pool, schema, time.Hour)
+	claim := claimSQL(schema, "limited", 3)
 	for i := range 150 {
-		conn, err := pgx.ConnectConfig(t.Context(), pool.Config().ConnConfig)
+		conn, err := pgx.Connect(t.Context(), shared.cluster.URL("postgres")) // past any pooler: it is a session's matter
 		require.NoError(t, err)
-		mustExec(t, conn, fmt.Sprintf("SET statement_timeout = %d", 1+i%8))
-		_, _ = conn.Exec(t.Context(), claim) // mostly nothing is due
-		mustExec(t, conn, "SET statement_timeout = 0")
+		// One transaction. Nothing is due, so all that can come of it is that it is cancelled.
+		_, _ = conn.PgConn().Exec(t.Context(), fmt.Sprintf("SET LOCAL statement_timeout = %d; %s", 1+i%8, claim)).ReadAll()
 		mustCreateMany(t, s, 3, "a", scheduler.JobData{Queue: "limited"})
 		mustExec(t, conn, claim)
 		require.NoError(t, conn.Close(t.Context()))

@@ -299,6 +299,7 @@ func (s *Scheduler) reconcile(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.config.Lease/3)
 	defer cancel()
+	// No claim of ours is under way: what begins after this moment, we will know of.
 	var at time.Time
 	n, err := 0, s.pool.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&at)
 	if err == nil {

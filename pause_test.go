@@ -275,11 +275,11 @@ func TestPauseBeforeAClaimUnderRepeatableRead(t *testing.T) {
 	var schema string
 	s := newScheduler(t, func(c *scheduler.Config) { schema = c.Schema })
 	mustCreate(t, s, "a", scheduler.JobData{})
-	mustExec(t, pool, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), '', now() + interval '1 hour')")
+	addLease(t, pool, schema, time.Hour)
 	err := pgx.BeginTxFunc(t.Context(), pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error {
 		mustExec(t, tx, "SELECT")
 		require.NoError(t, s.PauseQueue(t.Context(), ""))
-		_, err := tx.Exec(t.Context(), "SELECT c.id FROM "+schema+".leases l, "+schema+".claim('default', true, true, '{a}', l.id, 1, NULL, NULL, NULL) AS c")
+		_, err := tx.Exec(t.Context(), claimSQL(schema, "default", 1))
 		return err
 	})
 	require.ErrorContains(t, err, "could not serialize access")

@@ -20,7 +20,7 @@ func TestARescueThatIsNotCommittedIsNotTold(t *testing.T) {
 	s := newScheduler(t, func(c *scheduler.Config) { schema, c.Observer = c.Schema, told.tell })
 	id := mustCreate(t, s, "a", scheduler.JobData{MaxAttempts: 1}).ID
 	told.next(t, scheduler.EventCreated)
-	mustExec(t, pool, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), '', now())")
+	addLease(t, pool, schema, 0)
 	mustExec(t, pool, "UPDATE "+schema+".jobs SET status = 'running', attempt = 1, claims = 1, lease_id = (SELECT id FROM "+schema+".leases)")
 	mustExec(t, pool, "CREATE FUNCTION "+schema+".fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$")
 	mustExec(t, pool, "CREATE CONSTRAINT TRIGGER fail AFTER UPDATE ON "+schema+".jobs DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION "+schema+".fail()")
@@ -44,7 +44,7 @@ func TestRescueUnderRepeatableReadLosesNoClaim(t *testing.T) {
 	var schema string
 	s := newScheduler(t, func(c *scheduler.Config) { schema = c.Schema })
 	id := mustCreate(t, s, "a", scheduler.JobData{}).ID
-	mustExec(t, pool, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), '', now())")
+	addLease(t, pool, schema, 0)
 	rescue := func(tx pgx.Tx) (rescued []string) {
 		rows, err := tx.Query(t.Context(), "SELECT id::text FROM "+schema+".rescue()")
 		require.NoError(t, err)
@@ -75,12 +75,12 @@ func TestALateHandBackLeavesWhatWasClaimedSince(t *testing.T) {
 	var schema string
 	s := newScheduler(t, func(c *scheduler.Config) { schema = c.Schema })
 	lost := mustCreate(t, s, "a", scheduler.JobData{}).ID
-	mustExec(t, pool, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), '', now() + interval '1 hour')")
-	claim := "SELECT count(*) FROM " + schema + ".leases l, " + schema + ".claim('default', true, true, '{a}', l.id, 10, NULL, NULL, NULL)"
-	require.Equal(t, 1, mustQuery[int](t, pool, claim))
+	addLease(t, pool, schema, time.Hour)
+	count := "SELECT count(*) FROM (" + claimSQL(schema, "default", 10) + ") AS c"
+	require.Equal(t, 1, mustQuery[int](t, pool, count))
 	at := mustQuery[time.Time](t, pool, "SELECT clock_timestamp()")
 	mustCreate(t, s, "a", scheduler.JobData{})
-	require.Equal(t, 1, mustQuery[int](t, pool, claim))
+	require.Equal(t, 1, mustQuery[int](t, pool, count))
 	require.Equal(t, lost, mustQuery[string](t, pool, "SELECT h.id::text FROM "+schema+".leases l, "+schema+".hand_back(l.id, '{}', $1) AS h", at))
 	require.Equal(t, 1, mustQuery[int](t, pool, "SELECT count(*) FROM "+schema+".jobs WHERE status = 'running'"))
 }
@@ -92,10 +92,10 @@ func TestTheEndOfALeaseWaitsForAClaim(t *testing.T) {
 	var schema string
 	s := newScheduler(t, func(c *scheduler.Config) { schema = c.Schema })
 	mustCreate(t, s, "a", scheduler.JobData{})
-	mustExec(t, pool, "INSERT INTO "+schema+".leases (id, holder, expires_at) VALUES (gen_random_uuid(), '', now() + interval '1 hour')")
+	addLease(t, pool, schema, time.Hour)
 	tx, err := pool.Begin(t.Context())
 	require.NoError(t, err)
-	mustExec(t, tx, "SELECT FROM "+schema+".leases l, "+schema+".claim('default', true, true, '{a}', l.id, 10, NULL, NULL, NULL)")
+	mustExec(t, tx, claimSQL(schema, "default", 10))
 	ender, _, name := newWires(t)
 	ended := make(chan error, 1)
 	go func() {
