@@ -2,6 +2,8 @@ package scheduler
 
 import (
 	"context"
+	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -75,6 +77,24 @@ func NeverCleanUp(s *Scheduler) {
 	s.cleaner.mu.Lock()
 	defer s.cleaner.mu.Unlock()
 	s.cleaner.next = time.Now().Add(24 * time.Hour)
+}
+
+// LookForALostClaim has two goroutines wait for the moment in which to look for the last
+// time, and returns how many looks are to come after that. inLock says how many of them wait.
+func LookForALostClaim(s *Scheduler, inLock func() int) (left int32) {
+	s.suspects.Store(1)
+	s.lease.use(s)
+	s.claims.RLock() // a claim is in flight
+	var looks sync.WaitGroup
+	for range 2 {
+		looks.Go(func() { s.reconcile(context.Background()) })
+	}
+	for inLock() < 2 {
+		runtime.Gosched()
+	}
+	s.claims.RUnlock()
+	looks.Wait()
+	return s.suspects.Load()
 }
 
 // AllJobs reads the whole table, newest first.

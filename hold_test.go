@@ -2,6 +2,7 @@ package scheduler_test
 
 import (
 	"context"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -31,6 +32,29 @@ func TestShortRunsStrandNoLostClaim(t *testing.T) {
 		return mustRun(t, s, scheduler.RunFilter{Queue: scheduler.JobQueueBlocking}).Succeeded == 1
 	})
 	require.Equal(t, 1, mustGet(t, s, job.ID).Attempt, "it had never begun")
+}
+
+// A lease ends with its last user, so a look that is counted twice would end one under
+// which others run.
+func TestTwoLooksForALostClaimAreCountedOnce(t *testing.T) { // not beside others, which look too
+	started, release := make(chan struct{}), make(chan struct{})
+	s := newScheduler(t, func(c *scheduler.Config) {
+		c.JobNames = scheduler.JobNames{"a": func(context.Context, *scheduler.Job) (any, error) {
+			close(started)
+			<-release
+			return nil, nil
+		}}
+	})
+	mustCreate(t, s, "a", scheduler.JobData{})
+	run := goRun(t.Context(), s, scheduler.RunFilter{})
+	await(t, started) // so there is a lease
+	stacks := make([]byte, 8<<20)
+	left := scheduler.LookForALostClaim(s, func() int {
+		return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "lockClaims(")
+	})
+	require.Zero(t, left)
+	close(release)
+	require.Equal(t, 1, await(t, run).report.Succeeded)
 }
 
 // Enough jobs to be settled, and handlers that hold all connections of the pool
