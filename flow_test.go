@@ -118,9 +118,14 @@ func (f *flow) start(t *testing.T) (*child, int) {
 // replace kills one of the processes, at any moment, and starts another one.
 func (f *flow) replace(t *testing.T, log *history.Log) {
 	i := rand.IntN(len(f.children))
-	require.NoError(t, log.Write(history.Event{Kind: history.Kill, Process: f.numbers[i]}))
-	f.children[i].Kill()
+	f.kill(t, log, i)
 	f.children[i], f.numbers[i] = f.start(t)
+}
+
+// kill notes the end of a process when it is gone: until then it may begin others.
+func (f *flow) kill(t *testing.T, log *history.Log, i int) {
+	f.children[i].Kill()
+	require.NoError(t, log.Write(history.Event{Kind: history.Kill, Process: f.numbers[i]}))
 }
 
 // Over three processes, of which one after another is killed, no limit is
@@ -156,9 +161,8 @@ func TestFlowOverProcesses(t *testing.T) {
 			f.replace(t, log)
 		}
 	}
-	for i, c := range f.children {
-		require.NoError(t, log.Write(history.Event{Kind: history.Kill, Process: f.numbers[i]}))
-		c.Kill()
+	for i := range f.children {
+		f.kill(t, log, i)
 	}
 
 	events, err := history.Read(f.log)

@@ -34,7 +34,7 @@ func (a *Attempt) String() string {
 }
 
 // recordedWithin is how soon after its return an attempt is recorded, or its
-// process was about to be killed.
+// process was killed.
 const recordedWithin = 5 * time.Second
 
 // New makes a history of the events of a log.

@@ -18,7 +18,7 @@ type Kind string
 const (
 	Begin Kind = "begin" // a handler was called
 	End   Kind = "end"   // it is about to return
-	Kill  Kind = "kill"  // a process is about to be killed: what it runs ends by that
+	Kill  Kind = "kill"  // a process is gone: what it ran has ended by that
 
 	Lost   Kind = "lost"   // the context of a handler has ended: others may have its job from now on
 	Stop   Kind = "stop"   // a process was stopped: what it runs is its own for as long as its lease still lasts
