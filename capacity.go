@@ -16,6 +16,7 @@ type capacity struct {
 	slots  int           // handlers at once
 	ahead  int           // jobs that may be claimed beyond that
 	used   int           // jobs that are claimed and not yet recorded as finished
+	awaits int           // how many wait for room
 	freed  chan struct{} // closed and made anew when jobs are recorded
 	rate   float64       // recorded jobs a second
 	since  time.Time     // when counting began
@@ -37,8 +38,9 @@ const (
 func (c *capacity) take(ctx context.Context, most int, giveUp <-chan time.Time) int {
 	var tired <-chan time.Time
 	isTired := false // others, that need less, may have taken all the time what was freed
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for {
-		c.mu.Lock()
 		if time.Since(c.since) > 10*rateWindow {
 			c.ahead = 0 // nothing was worked off of late
 		}
@@ -53,24 +55,42 @@ func (c *capacity) take(ctx context.Context, most int, giveUp <-chan time.Time) 
 		if room >= enough && ctx.Err() == nil {
 			n := min(room, most, mostClaimed, max(c.slots, half))
 			c.used += n
-			c.mu.Unlock()
 			return n
 		}
-		freed := c.freed
-		c.mu.Unlock()
 		if tired == nil {
 			tired = time.After(aheadTime)
 		}
+		gaveUp := false
+		freed := c.freed
+		c.awaits++
+		c.mu.Unlock()
 		select {
 		case <-freed:
 		case <-tired:
 			isTired = true
 		case <-ctx.Done():
-			return 0
+			gaveUp = true
 		case <-giveUp:
+			gaveUp = true
+		}
+		c.mu.Lock()
+		c.awaits--
+		if gaveUp {
 			return 0
 		}
 	}
+}
+
+// retake claims room for n jobs in place of others, for which put is to come: not
+// if somebody waits for that.
+func (c *capacity) retake(n, others int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.awaits > 0 || c.used-others+n > c.slots+c.ahead {
+		return false
+	}
+	c.used += n
+	return true
 }
 
 // put gives back room that was taken; worked says how many of the jobs it was

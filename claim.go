@@ -18,10 +18,13 @@ import (
 const claimedColumns = `id, name, payload, run_at, created_at, started_at, attempt, max_attempts, errors, coalesce(timeout_ms, 0), claims,
     attributes, priority, coalesce(key, '')`
 
-const claimSQL = `
+const (
+	claimSQL     = claimUpToSQL + `$6::int` + claimSinceSQL
+	claimUpToSQL = `
 SELECT ` + claimedColumns + `
-FROM {{schema}}.claim($2::text, $4::bool, $5::bool, $3::text[], $1::text::uuid, $6::int, $7::timestamptz, $8::uuid,
-    $9::bigint::float8 * interval '1 microsecond')`
+FROM {{schema}}.claim($2::text, $4::bool, $5::bool, $3::text[], $1::text::uuid, `
+	claimSinceSQL = `, $7::timestamptz, $8::uuid, $9::bigint::float8 * interval '1 microsecond')`
+)
 
 const claimBlockingSQL = `
 SELECT ` + claimedColumns + `
@@ -61,16 +64,21 @@ func (s *Scheduler) claimBy(ctx context.Context, q *queue, ask func(ctx context.
 		s.suspect()
 		return nil, fmt.Errorf("claim jobs: %w", err)
 	}
+	s.keepClaimed(jobs, id, life)
+	return jobs, nil
+}
+
+// keepClaimed notes what was claimed under a lease. s.claims is still held.
+func (s *Scheduler) keepClaimed(jobs []*Job, lease string, life *term) {
 	if len(jobs) == 0 {
-		return nil, nil
+		return
 	}
 	lives := make([]jobContext, len(jobs))
 	for i, job := range jobs {
 		job.life = &lives[i]
-		job.life.under(life, id)
+		job.life.under(life, lease)
 	}
 	s.lease.keep(s, jobs)
-	return jobs, nil
 }
 
 // turn lets the runs of a process claim from a queue one after another: what
@@ -107,18 +115,14 @@ func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, 
 		}
 		return scanClaimed(rows, q)
 	}
-	if q.keyed() {
-		return s.askFor(ctx, q, status, lease, n, nil, pgtype.UUID{})
-	}
-	progress := &q.progress[lanesOf(status)]
-	since, after := progress.since()
+	since, after := q.since(status)
 	jobs, err := s.askFor(ctx, q, status, lease, n, since, after)
-	if err == nil && (len(jobs) == n || since == nil && len(jobs) > 0 && q.limited()) { // limits may be why it is not n
-		progress.reached(jobs[len(jobs)-1])
-		return jobs, nil
+	if err != nil {
+		q.progress[lanesOf(status)].forget()
+		return nil, err
 	}
-	progress.forget()
-	if err == nil && since != nil {
+	q.found(status, since, jobs, n)
+	if len(jobs) < n && since != nil {
 		// There may be more, due earlier.
 		var more []*Job
 		more, err = s.askForJobs(ctx, q, status, lease, n-len(jobs))
@@ -128,12 +132,37 @@ func (s *Scheduler) askForJobs(ctx context.Context, q *queue, status JobStatus, 
 }
 
 func (s *Scheduler) askFor(ctx context.Context, q *queue, status JobStatus, lease string, n int, since *time.Time, after pgtype.UUID) ([]*Job, error) {
-	rows, err := s.pool.Query(ctx, s.sql(claimSQL), lease, string(q.name), s.names,
-		status != JobStatusFailed, status != JobStatusPending, n, since, after, keepTime(q.PriorityAge))
+	rows, err := s.pool.Query(ctx, s.sql(claimSQL), s.claimArgs(q, status, lease, n, since, after)...)
 	if err != nil {
 		return nil, err
 	}
 	return scanClaimed(rows, q)
+}
+
+func (s *Scheduler) claimArgs(q *queue, status JobStatus, lease string, n int, since *time.Time, after pgtype.UUID) []any {
+	return []any{
+		lease, string(q.name), s.names, status != JobStatusFailed, status != JobStatusPending, n, since, after, keepTime(q.PriorityAge),
+	}
+}
+
+// since is the job that claims have come to; nil: they look at everything.
+func (q *queue) since(status JobStatus) (at *time.Time, after pgtype.UUID) {
+	if q.keyed() {
+		return nil, pgtype.UUID{}
+	}
+	return q.progress[lanesOf(status)].since()
+}
+
+// found notes how far a claim of n jobs has come.
+func (q *queue) found(status JobStatus, since *time.Time, jobs []*Job, n int) {
+	progress := &q.progress[lanesOf(status)]
+	switch {
+	case q.keyed():
+	case len(jobs) == n, since == nil && len(jobs) > 0 && q.limited(): // limits may be why it is not n
+		progress.reached(jobs[len(jobs)-1])
+	default:
+		progress.forget()
+	}
 }
 
 // progress is how far claims have come in a queue that is being worked off.

@@ -121,9 +121,9 @@ func CleanUp(s *Scheduler) {
 // as it asked for, and then some of them end. It returns whether a claim is worth it
 // at once, and whether in a moment, and what says so then.
 func RefillAfter(limit int, started []int, ended int) (atOnce, soon bool, freed <-chan struct{}) {
-	r := &refill{freed: make(chan struct{}, 1)}
+	r := &refill{queue: &queue{QueueConfig: QueueConfig{MaxConcurrency: limit}}, freed: make(chan struct{}, 1)}
 	for _, n := range started {
-		r.started(&queue{QueueConfig: QueueConfig{MaxConcurrency: limit}}, n, true)
+		r.started(n, true)
 	}
 	for range ended {
 		r.ended()
@@ -133,11 +133,38 @@ func RefillAfter(limit int, started []int, ended int) (atOnce, soon bool, freed 
 	return len(r.freed) > 0 && !r.late, r.late || r.timer != nil, r.freed
 }
 
+// RefillAfterReplacing is RefillAfter when so many jobs of a queue run, and then a record
+// of some of them takes along a claim of half the limit.
+func RefillAfterReplacing(limit, running, ended, claimed int) (atOnce, soon bool, freed <-chan struct{}) {
+	r := &refill{queue: &queue{QueueConfig: QueueConfig{MaxConcurrency: limit}}, freed: make(chan struct{}, 1), running: running}
+	r.replaced(ended, claimed, claimed == limit/2)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.freed) > 0 && !r.late, r.late || r.timer != nil, r.freed
+}
+
+// RecordsAlong is how many records in a row take along the claim of another job of a queue
+// with this limit, of which many are due, and whether they do again after one by itself.
+func RecordsAlong(limit int) (n int, again bool) {
+	r := &refill{queue: &queue{QueueConfig: QueueConfig{MaxConcurrency: limit}}, freed: make(chan struct{}, 1)}
+	r.started(limit, true)
+	for r.instead(limit) > 0 {
+		n++
+		r.replaced(limit, limit, true)
+		r.started(0, false) // woken, by itself, without room
+	}
+	for range limit {
+		r.ended()
+	}
+	r.started(limit, true)
+	return n, r.instead(limit) > 0
+}
+
 // Room is for how many of up to n jobs a queue with this limit has room when so many
 // are running, and whether that is worth a claim.
 func Room(limit, running, n int) (most int, worth bool) {
-	r := &refill{running: running}
-	return r.room(&queue{QueueConfig: QueueConfig{MaxConcurrency: limit}}, n)
+	r := &refill{queue: &queue{QueueConfig: QueueConfig{MaxConcurrency: limit}}, running: running}
+	return r.room(n)
 }
 
 // ClaimSizes are how many jobs the claims of a process with these slots are for that

@@ -32,6 +32,7 @@ type outcome struct {
 	claim     *claimed  // what it was claimed with; nil: it waits for none of that
 	completes bool      // the handler has called CompleteTx: its transaction may have the verdict
 	written   bool      // the verdict is in the database already
+	replaced  bool      // another job may have been claimed in its place when it was recorded
 	seen      *sighting // for the events of it; nil without an observer
 }
 
@@ -49,13 +50,14 @@ const (
 // finisher records outcomes, as many at once as have come together while the
 // ones before were being written. So a single one is written at once, and many
 // share a commit. A second writer helps when there are enough for a full batch,
-// or when the first one hangs.
+// when the first one takes along a claim, or when it hangs.
 type finisher struct {
-	mu      sync.Mutex
-	waiting []*outcome
-	began   [mostWriters]time.Time // when each writer's batch was sent; zero: that one rests
-	looks   bool                   // a look at whether a writer hangs is to come
-	soon    bool                   // a writer is to begin in a moment
+	mu       sync.Mutex
+	waiting  []*outcome
+	began    [mostWriters]time.Time // when each writer's batch was sent; zero: that one rests
+	looks    bool                   // a look at whether a writer hangs is to come
+	claiming [mostWriters]bool      // it takes along a claim, which may wait for others: then it is no help
+	soon     bool                   // a writer is to begin in a moment
 }
 
 // hangsAfter is how long a batch may take before others do not wait for it.
@@ -65,17 +67,29 @@ func (f *finisher) add(s *Scheduler, o *outcome) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.waiting = append(f.waiting, o)
-	if !o.claim.hasMore() {
-		f.start(s)
-	} else if !f.soon {
-		f.soon = true
-		time.AfterFunc(togetherFor-time.Since(o.claim.at), func() {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			f.soon = false
-			f.start(s)
-		})
+	if o.claim != nil {
+		o.claim.left.Add(-1)
 	}
+	if o.claim.hasMore() {
+		f.startSoon(s, o.claim)
+	} else {
+		f.start(s)
+	}
+}
+
+// startSoon is start when the outcomes of a claim have waited for each other. f.mu
+// is held.
+func (f *finisher) startSoon(s *Scheduler, c *claimed) {
+	if f.soon {
+		return
+	}
+	f.soon = true
+	time.AfterFunc(togetherFor-time.Since(c.at), func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.soon = false
+		f.start(s)
+	})
 }
 
 // claimed is the jobs of one claim: where their handlers are short, the first
@@ -83,14 +97,15 @@ func (f *finisher) add(s *Scheduler, o *outcome) {
 type claimed struct {
 	at   time.Time
 	left atomic.Int32 // those without an outcome
+	loop *queueLoop   // whose claim it was; nil: of none
 }
 
 // togetherFor is how long after their claim outcomes wait for each other.
 const togetherFor = time.Millisecond
 
-// hasMore counts an outcome, and says whether others are likely to follow at once.
+// hasMore says whether other outcomes are likely to follow at once.
 func (c *claimed) hasMore() bool {
-	return c != nil && c.left.Add(-1) > 0 && time.Since(c.at) < togetherFor
+	return c != nil && c.left.Load() > 0 && time.Since(c.at) < togetherFor
 }
 
 // start begins a writer if what is waiting needs one. f.mu is held.
@@ -116,7 +131,7 @@ func (f *finisher) start(s *Scheduler) {
 // covered says whether another writer than this one will soon take what waits.
 func (f *finisher) covered(writer int) bool {
 	for i, began := range f.began {
-		if i != writer && !began.IsZero() && time.Since(began) < hangsAfter {
+		if i != writer && !began.IsZero() && !f.claiming[i] && time.Since(began) < hangsAfter {
 			return true
 		}
 	}
@@ -126,20 +141,16 @@ func (f *finisher) covered(writer int) bool {
 func (f *finisher) write(s *Scheduler, writer int) {
 	for {
 		runtime.Gosched() // handlers that are as short as the first one's come along
-		f.mu.Lock()
-		n := batchOf(f.waiting)
-		full := n == mostFinished || n < len(f.waiting)
-		if n == 0 || !full && f.covered(writer) {
-			f.began[writer] = time.Time{}
-			f.mu.Unlock()
+		batch := f.next(s, writer)
+		if batch == nil {
 			return
 		}
-		f.began[writer] = time.Now()
-		batch := slices.Clone(f.waiting[:n])
-		f.waiting = slices.Delete(f.waiting, 0, n)
-		f.mu.Unlock()
-
-		held := s.finish(unwritten(batch), true)
+		next := s.replace(batch, func() { f.claims(s, writer, true) })
+		var held []*outcome
+		if next == nil {
+			f.claims(s, writer, false)
+			held = s.finish(unwritten(batch), true)
+		}
 		batch = slices.DeleteFunc(batch, func(o *outcome) bool { return slices.Contains(held, o) })
 		for _, o := range held {
 			// The outcome keeps Shutdown waiting, and so does this.
@@ -155,6 +166,39 @@ func (f *finisher) write(s *Scheduler, writer int) {
 			o.recorded(o)
 		}
 		s.capacity.put(len(batch), worked)
+		next.start()
+	}
+}
+
+// next takes what a writer is to write; nil ends it.
+func (f *finisher) next(s *Scheduler, writer int) []*outcome {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := batchOf(f.waiting)
+	full := n == mostFinished || n < len(f.waiting)
+	rests := n == 0 || !full && f.covered(writer)
+	if !rests && !full && f.claiming[writer] && f.waiting[n-1].claim.hasMore() { // to take along the next claim too
+		f.startSoon(s, f.waiting[n-1].claim)
+		rests = true
+	}
+	f.claiming[writer] = false
+	if rests {
+		f.began[writer] = time.Time{}
+		return nil
+	}
+	f.began[writer] = time.Now()
+	batch := slices.Clone(f.waiting[:n])
+	f.waiting = slices.Delete(f.waiting, 0, n)
+	return batch
+}
+
+// claims notes whether a writer takes along a claim.
+func (f *finisher) claims(s *Scheduler, writer int, along bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.claiming[writer] = along
+	if along {
+		f.start(s)
 	}
 }
 
@@ -197,8 +241,7 @@ func unwritten(batch []*outcome) []*outcome {
 // process ends before that, the jobs' leases run out. Those that another
 // transaction holds are left and returned, if it may leave some.
 func (s *Scheduler) finish(batch []*outcome, mayLeave bool) (held []*outcome) {
-	// In order of id, as rescue locks them too, so that they can't deadlock.
-	slices.SortFunc(batch, func(a, b *outcome) int { return bytes.Compare(a.job.key.Bytes[:], b.job.key.Bytes[:]) })
+	sortOutcomes(batch)
 	wait := 50 * time.Millisecond
 	for len(batch) > 0 {
 		err := s.tryFinish(batch)
@@ -250,6 +293,30 @@ func (s *Scheduler) finishRefused(o *outcome, err error, mayLeave bool) (held []
 }
 
 func (s *Scheduler) tryFinish(batch []*outcome) error {
+	ctx, cancel := context.WithTimeout(s.gone, finishTimeout)
+	defer cancel()
+	rows, err := s.pool.Query(ctx, s.sql(finishSQL), finishArgs(batch)...)
+	if err != nil {
+		return err
+	}
+	others, err := scanOthers(rows)
+	if err != nil {
+		return err
+	}
+	noteRecorded(batch, others)
+	return nil
+}
+
+// finishTimeout bounds a record, which is tried again then.
+const finishTimeout = 30 * time.Second
+
+// sortOutcomes puts them in order of id, as rescue locks the jobs too, so that they
+// can't deadlock.
+func sortOutcomes(batch []*outcome) {
+	slices.SortFunc(batch, func(a, b *outcome) int { return bytes.Compare(a.job.key.Bytes[:], b.job.key.Bytes[:]) })
+}
+
+func finishArgs(batch []*outcome) []any {
 	n := len(batch)
 	ids, claims, statuses := make([]pgtype.UUID, n), make([]int32, n), make([]string, n)
 	for i, o := range batch {
@@ -265,27 +332,28 @@ func (s *Scheduler) tryFinish(batch []*outcome) error {
 		microseconds := batch[i].delay.Microseconds()
 		return &microseconds
 	})
-	ctx, cancel := context.WithTimeout(s.gone, 30*time.Second)
-	defer cancel()
-	rows, err := s.pool.Query(ctx, s.sql(finishSQL), ids, claims, statuses, results, failures, delays, refunds)
-	if err != nil {
-		return err
-	}
-	others := map[int]bool{} // recorded otherwise: cancelled, or else left alone
+	return []any{ids, claims, statuses, results, failures, delays, refunds}
+}
+
+// scanOthers reads which outcomes, by their places from 1 on, were recorded otherwise:
+// whether cancelled, or else left alone.
+func scanOthers(rows pgx.Rows) (others map[int]bool, err error) {
+	others = map[int]bool{}
 	var place int
 	var cancelled bool
 	_, err = pgx.ForEachRow(rows, []any{&place, &cancelled}, func() error {
 		others[place] = cancelled
 		return nil
 	})
-	if err != nil {
-		return err
-	}
+	return others, err
+}
+
+// noteRecorded notes what came of outcomes when that is committed.
+func noteRecorded(batch []*outcome, others map[int]bool) {
 	for i, o := range batch {
 		cancelled, other := others[i+1]
 		if o.dropped = other && !cancelled; cancelled {
 			o.status, o.handed, o.delay, o.refund = JobStatusCancelled, false, nil, 0
 		}
 	}
-	return nil
 }

@@ -274,7 +274,7 @@ func (in inside) runOne(ctx context.Context, q *queue, claim func(context.Contex
 		return "", err
 	}
 	recorded := make(chan *outcome, 1)
-	s.start(ctx, jobs, q, func(o *outcome) { recorded <- o })
+	s.start(ctx, jobs, q, func(o *outcome) { recorded <- o }, nil)
 	switch o := <-recorded; {
 	case o.dropped:
 		return "", fmt.Errorf("job %s: %w", jobs[0].ID, ErrLeaseLost)

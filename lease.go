@@ -82,6 +82,19 @@ func (l *lease) hold(ctx context.Context, s *Scheduler) (id string, life *term, 
 	return l.id, l.term, nil
 }
 
+// holdNow is hold without asking the database or waiting for somebody who does. The
+// id is "" where that needs to be done.
+func (l *lease) holdNow(s *Scheduler) (id string, life *term) {
+	if !l.mu.TryLock() {
+		return "", nil
+	}
+	defer l.mu.Unlock()
+	if l.id == "" || time.Until(l.until) < s.config.Lease/2 {
+		return "", nil
+	}
+	return l.id, l.term
+}
+
 // listen notes whether this process wants to be notified of created jobs. The
 // database learns of it with the next renewal, or by tell.
 func (l *lease) listen(listens bool) {

@@ -71,7 +71,9 @@ type QueueConfig struct {
 	// MaxConcurrency is how many jobs of the queue run at once, over all
 	// processes, 1 to 1,000,000. Those of a process that is gone count until they
 	// are taken back. As all limits it counts from Migrate on, with what runs
-	// then, and blocking queues take none. Defaults to no limit.
+	// then, and blocking queues take none. Processes that share the limit should
+	// have handlers for the same jobs: one that always has due ones fills it.
+	// Defaults to no limit.
 	MaxConcurrency int
 	// MaxConcurrencyPerKey is how many jobs with the same JobData.Key run at
 	// once; those without one are not limited by it. With 1, the jobs of each key

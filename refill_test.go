@@ -49,6 +49,32 @@ func TestRoomOfTheLimitIsWorthAClaim(t *testing.T) {
 	require.True(t, soon)
 }
 
+// A claim that came with a record and brought less than it asked for is followed by
+// one that finds out why, and room that it leaves gets one in a moment.
+func TestWhatFollowsAClaimThatCameWithARecord(t *testing.T) {
+	t.Parallel()
+	atOnce, _, freed := scheduler.RefillAfterReplacing(100, 100, 50, 49)
+	require.False(t, atOnce)
+	await(t, freed)
+	atOnce, soon, _ := scheduler.RefillAfterReplacing(100, 100, 50, 50)
+	require.False(t, atOnce || soon, "there is no room")
+	atOnce, _, _ = scheduler.RefillAfterReplacing(100, 100, 100, 50)
+	require.True(t, atOnce)
+	_, soon, _ = scheduler.RefillAfterReplacing(100, 10, 1, 50)
+	require.True(t, soon)
+}
+
+// Others see the room that ends make now and then, also while this process always has
+// jobs that take it.
+func TestRecordsLeaveRoomToOthersNowAndThen(t *testing.T) {
+	t.Parallel()
+	for _, limit := range []int{1, 100} {
+		n, again := scheduler.RecordsAlong(limit)
+		require.Equal(t, 15, n)
+		require.True(t, again)
+	}
+}
+
 // Two claims take all of a limit, the larger half first.
 func TestRoomForHalvesOfALimit(t *testing.T) {
 	t.Parallel()

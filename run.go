@@ -137,7 +137,7 @@ func (s *Scheduler) newRun(values context.Context, filter RunFilter) (*run, erro
 	if err != nil {
 		return nil, fmt.Errorf("make a run id: %w", err)
 	}
-	r := &run{s: s, queue: q, filter: filter, values: values, done: make(chan struct{}), refill: refill{freed: make(chan struct{}, 1)}}
+	r := &run{s: s, queue: q, filter: filter, values: values, done: make(chan struct{}), refill: refill{queue: q, freed: make(chan struct{}, 1)}}
 	r.report = RunReport{RunID: id.String(), Queue: filter.Queue, Status: filter.Status}
 	return r, nil
 }
@@ -168,7 +168,7 @@ func (r *run) pick(ctx context.Context) error {
 		if r.queue.blocking() {
 			r.free.Wait() // strictly one after another
 		}
-		most, worth := r.refill.room(r.queue, left)
+		most, worth := r.refill.room(left)
 		if most == 0 || !worth {
 			if most > 0 {
 				r.refill.soon()
@@ -231,11 +231,11 @@ func (r *run) start(jobs []*Job, all bool) {
 	r.report.Picked += len(jobs)
 	r.report.Running += len(jobs)
 	if r.queue.limited() {
-		r.refill.started(r.queue, len(jobs), all)
+		r.refill.started(len(jobs), all)
 	}
 	r.mu.Unlock()
 	r.free.Add(len(jobs))
-	r.s.start(r.values, jobs, r.queue, r.recorded)
+	r.s.start(r.values, jobs, r.queue, r.recorded, nil)
 }
 
 // recorded counts a job whose verdict is in the database.

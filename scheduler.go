@@ -9,9 +9,10 @@
 // stay up call [Scheduler.Work] instead, or as well.
 //
 // A job's path through the files of this package: created (create.go, row.go), claimed
-// (claim.go) by a run (run.go) or by the resident loop (work.go) under the
+// (claim.go) by a run (run.go) or by a loop (loop.go) of Work (work.go) under the
 // process's lease (lease.go), handled (worker.go) when a slot is free (slots.go),
-// finished (finish.go) unless its handler has done that (complete.go), and seen
+// finished (finish.go, and replace.go where another job starts in its place)
+// unless its handler has done that (complete.go), and seen
 // (job.go, list.go, stats.go, handler.go). What its handler tells of it meanwhile
 // (progress.go) is written by reporter.go. What else may be done to it is in
 // control.go, and to many in bulk.go. Jobs on a schedule (schedule.go) are

@@ -44,14 +44,14 @@ const restsFor = 100 * time.Millisecond
 const startWithin = time.Second
 
 // start begins the attempts of claimed jobs, as many as there are slots; the
-// others wait for one.
-func (s *Scheduler) start(values context.Context, jobs []*Job, q *queue, recorded func(*outcome)) {
+// others wait for one. loop is the one whose claim it was; nil: of none.
+func (s *Scheduler) start(values context.Context, jobs []*Job, q *queue, recorded func(*outcome), loop *queueLoop) {
 	if len(jobs) == 0 {
 		return
 	}
 	startBy := time.Now().Add(startWithin)
 	attempts := make([]attempt, len(jobs))
-	claim := &claimed{at: time.Now()}
+	claim := &claimed{at: time.Now(), loop: loop}
 	claim.left.Store(int32(len(jobs)))
 	s.slots.mu.Lock()
 	defer s.slots.mu.Unlock()

@@ -58,7 +58,11 @@ func (s *Scheduler) Work(ctx context.Context) error {
 		wakes[name] = wake
 		wake <- struct{}{} // what is due by now does not wait for the first poll
 		names = append(names, string(name))
-		group.Go(func() { s.workQueue(ctx, values, q, wake) })
+		loop := &queueLoop{
+			s: s, queue: q, ctx: ctx, values: values, wake: wake, free: make(chan struct{}, 1),
+			refill: refill{queue: q, freed: wake},
+		}
+		group.Go(loop.work)
 	}
 	s.resident.wakes.Store(&wakes)
 	defer s.resident.wakes.Store(nil)
@@ -88,83 +92,6 @@ func wake(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
-	}
-}
-
-// workQueue claims jobs of one queue as handlers may start, for as long as some
-// are due, whenever it is woken.
-func (s *Scheduler) workQueue(ctx, values context.Context, q *queue, wake chan struct{}) {
-	again := &refill{freed: wake}
-	for {
-		select {
-		case <-wake:
-		case <-ctx.Done():
-			return
-		}
-		q.draining.Store(true)
-		err := s.drain(ctx, values, q, again)
-		q.draining.Store(false)
-		if q.unpolled.Swap(false) || q.rated() { // when a rate lets the next one start has to be asked
-			s.resident.alarm.in(0)
-		}
-		if err != nil && ctx.Err() == nil {
-			s.config.Logger.Warn("scheduler: can't claim jobs", "queue", q.name, "error", err)
-			s.resident.alarm.in(min(time.Second, s.config.PollInterval))
-		}
-	}
-}
-
-func (s *Scheduler) drain(ctx, values context.Context, q *queue, again *refill) error {
-	free := make(chan struct{}, 1) // in a blocking queue: the job that holds it is recorded
-	recorded := func(o *outcome) {
-		switch {
-		case o.dropped:
-		case o.handed:
-			s.resident.alarm.in(0)
-		case o.delay != nil:
-			s.resident.alarm.in(*o.delay)
-		case o.status == JobStatusDead && q.OnDead != "":
-			s.resident.alarm.in(0)
-		}
-		s.underway.Done()
-		wake(free)
-		if q.limited() { // another one may start in its place
-			again.ended()
-		}
-	}
-	for woken := true; ; woken = false {
-		most, worth := again.room(q, mostLimit)
-		if !worth {
-			if most > 0 || woken {
-				again.soon()
-			}
-			return nil
-		}
-		most = max(most, 1) // woken, for the database to decide: it may know that some of these are lost
-		room := s.capacity.take(ctx, most, nil)
-		if room == 0 {
-			return nil
-		}
-		jobs, err := s.claim(ctx, q, JobStatusAny, room)
-		s.capacity.put(room-len(jobs), 0)
-		if err != nil {
-			return err
-		}
-		s.underway.Add(len(jobs)) // Work is still counted, so Shutdown has not stopped waiting
-		if q.limited() {
-			again.started(q, len(jobs), len(jobs) == room)
-		}
-		s.start(values, jobs, q, recorded)
-		if len(jobs) < room {
-			return nil
-		}
-		if q.blocking() {
-			select {
-			case <-free:
-			case <-ctx.Done():
-				return nil
-			}
-		}
 	}
 }
 

@@ -204,8 +204,11 @@ BEGIN
                 AND NOT coalesce(j.status = 'cancelled' AND f.status <> 'succeeded'
                     AND (j.errors -> -1 ->> 'at')::timestamptz IS DISTINCT FROM j.finished_at, false);
     END IF;
-    IF coalesce(v_counted, v_others) IS NOT NULL THEN
-        INSERT INTO {{schema}}.ends (queue, n) SELECT q.name, count(*) FROM unnest(v_counted || v_others) AS q (name) GROUP BY q.name;
+    v_counted := v_counted || v_others;
+    IF v_counted[1] = ALL (v_counted) THEN
+        INSERT INTO {{schema}}.ends (queue, n) VALUES (v_counted[1], cardinality(v_counted));
+    ELSIF v_counted IS NOT NULL THEN
+        INSERT INTO {{schema}}.ends (queue, n) SELECT q.name, count(*) FROM unnest(v_counted) AS q (name) GROUP BY q.name;
     END IF;
     IF coalesce(v_awaited, v_called) IS NOT NULL THEN
         PERFORM {{schema}}.release_dependants(v_awaited || v_called);
