@@ -163,9 +163,11 @@ func (f *finisher) write(s *Scheduler, writer int) {
 				worked++
 			}
 			s.tellOutcome(o)
+		}
+		s.capacity.put(len(batch), worked) // before a run that ends by it is followed by another one
+		for _, o := range batch {
 			o.recorded(o)
 		}
-		s.capacity.put(len(batch), worked)
 		next.start()
 	}
 }
