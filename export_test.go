@@ -117,11 +117,15 @@ func CleanUp(s *Scheduler) {
 	s.cleanUpSometimes()
 }
 
+func refillOf(limit int) *refill {
+	return &refill{queue: &queue{QueueConfig: QueueConfig{MaxConcurrency: limit}}, freed: make(chan struct{}, 1)}
+}
+
 // RefillAfter has claims start so many jobs of a queue with this limit, each as many
 // as it asked for, and then some of them end. It returns whether a claim is worth it
 // at once, and whether in a moment, and what says so then.
 func RefillAfter(limit int, started []int, ended int) (atOnce, soon bool, freed <-chan struct{}) {
-	r := &refill{queue: &queue{QueueConfig: QueueConfig{MaxConcurrency: limit}}, freed: make(chan struct{}, 1)}
+	r := refillOf(limit)
 	for _, n := range started {
 		r.started(n, true)
 	}
@@ -136,7 +140,8 @@ func RefillAfter(limit int, started []int, ended int) (atOnce, soon bool, freed 
 // RefillAfterReplacing is RefillAfter when so many jobs of a queue run, and then a record
 // of some of them takes along a claim of half the limit.
 func RefillAfterReplacing(limit, running, ended, claimed int) (atOnce, soon bool, freed <-chan struct{}) {
-	r := &refill{queue: &queue{QueueConfig: QueueConfig{MaxConcurrency: limit}}, freed: make(chan struct{}, 1), running: running}
+	r := refillOf(limit)
+	r.running = running
 	r.replaced(ended, claimed, claimed == limit/2)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -144,9 +149,10 @@ func RefillAfterReplacing(limit, running, ended, claimed int) (atOnce, soon bool
 }
 
 // RecordsAlong is how many records in a row take along the claim of another job of a queue
-// with this limit, of which many are due, and whether they do again after one by itself.
-func RecordsAlong(limit int) (n int, again bool) {
-	r := &refill{queue: &queue{QueueConfig: QueueConfig{MaxConcurrency: limit}}, freed: make(chan struct{}, 1)}
+// with this limit, of which many are due, whether they do again after one by itself, and
+// whether they go on right after one failed.
+func RecordsAlong(limit int) (n int, again, afterFailure bool) {
+	r := refillOf(limit)
 	r.started(limit, true)
 	for r.instead(limit) > 0 {
 		n++
@@ -157,13 +163,16 @@ func RecordsAlong(limit int) (n int, again bool) {
 		r.ended()
 	}
 	r.started(limit, true)
-	return n, r.instead(limit) > 0
+	again = r.instead(limit) > 0
+	r.failed()
+	return n, again, r.instead(limit) > 0
 }
 
 // Room is for how many of up to n jobs a queue with this limit has room when so many
 // are running, and whether that is worth a claim.
 func Room(limit, running, n int) (most int, worth bool) {
-	r := &refill{queue: &queue{QueueConfig: QueueConfig{MaxConcurrency: limit}}, running: running}
+	r := refillOf(limit)
+	r.running = running
 	return r.room(n)
 }
 

@@ -145,10 +145,9 @@ func (f *finisher) write(s *Scheduler, writer int) {
 		if batch == nil {
 			return
 		}
-		next := s.replace(batch, func() { f.claims(s, writer, true) })
+		next := s.replace(batch, func(along bool) { f.claims(s, writer, along) })
 		var held []*outcome
 		if next == nil {
-			f.claims(s, writer, false)
 			held = s.finish(unwritten(batch), true)
 		}
 		batch = slices.DeleteFunc(batch, func(o *outcome) bool { return slices.Contains(held, o) })

@@ -12,9 +12,8 @@ type queueLoop struct {
 	queue  *queue
 	ctx    context.Context // ends the picking
 	values context.Context // the handlers' contexts have its values
-	wake   chan struct{}   // jobs may be due
 	free   chan struct{}   // in a blocking queue: the job that holds it is recorded
-	refill refill
+	refill refill          // its freed also tells that jobs may be due
 
 	flights sync.RWMutex // read-locked while a record takes along a claim, locked when the loop has ended
 }
@@ -25,7 +24,7 @@ func (l *queueLoop) work() {
 	s, q := l.s, l.queue
 	for {
 		select {
-		case <-l.wake:
+		case <-l.refill.freed:
 		case <-l.ctx.Done():
 			l.flights.Lock() // for good: nothing is claimed any more
 			return

@@ -69,9 +69,10 @@ func TestWhatFollowsAClaimThatCameWithARecord(t *testing.T) {
 func TestRecordsLeaveRoomToOthersNowAndThen(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []int{1, 100} {
-		n, again := scheduler.RecordsAlong(limit)
+		n, again, afterFailure := scheduler.RecordsAlong(limit)
 		require.Equal(t, 15, n)
 		require.True(t, again)
+		require.False(t, afterFailure)
 	}
 }
 

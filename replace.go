@@ -17,13 +17,13 @@ type replacement struct {
 
 // replace records outcomes that make room in a queue with a MaxConcurrency which
 // Work serves, and claims jobs in their place: in one round trip and one transaction,
-// so that where one job runs at once, it costs one of each, not two. sent is called
-// before.
+// so that where one job runs at once, it costs one of each, not two. claims is told
+// before, and when that has failed.
 //
 // It returns nil, and all that is left to do, where something of this process would
 // have to be waited for, and when anything goes wrong: then the outcomes are recorded
 // and jobs are claimed one after the other, as in other queues.
-func (s *Scheduler) replace(batch []*outcome, sent func()) *replacement {
+func (s *Scheduler) replace(batch []*outcome, claims func(along bool)) *replacement {
 	loop := loopOf(batch)
 	if loop == nil || !loop.flights.TryRLock() {
 		return nil
@@ -41,12 +41,13 @@ func (s *Scheduler) replace(batch []*outcome, sent func()) *replacement {
 	if n == 0 || !s.capacity.retake(n, len(batch)) {
 		return nil
 	}
-	sent()
+	claims(true)
 	jobs, err := s.finishAndClaim(batch, loop.queue, lease, n)
 	s.capacity.put(n-len(jobs), 0)
 	if err != nil {
 		s.config.Logger.Debug("scheduler: jobs are recorded and claimed apart", "queue", loop.queue.name, "error", err)
 		loop.refill.failed()
+		claims(false)
 		if !isRolledBack(err) && s.gone.Err() == nil {
 			s.suspect()
 		}
@@ -84,6 +85,7 @@ func isRolledBack(err error) bool {
 // it holds the jobs that have just been recorded.
 const replaceSQL = claimUpToSQL + `CASE WHEN pg_catalog.set_config('lock_timeout', '50ms', true) <> '' THEN $6::int END` + claimSinceSQL
 
+// finishAndClaim notes what came of the record and of the claim when both are committed.
 func (s *Scheduler) finishAndClaim(batch []*outcome, q *queue, lease string, n int) ([]*Job, error) {
 	sortOutcomes(batch)
 	since, after := q.since(JobStatusAny)

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,8 +18,9 @@ import (
 	"github.com/relay-club/scheduler"
 )
 
-// batchTracer counts what is sent in one round trip with something else.
-type batchTracer struct{ sent atomic.Int32 }
+// batchTracer counts what is sent in one round trip with something else, and claims
+// that are sent by themselves.
+type batchTracer struct{ sent, alone atomic.Int32 }
 
 func (b *batchTracer) TraceBatchStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
 	if data.Batch.Len() == 2 {
@@ -26,7 +30,10 @@ func (b *batchTracer) TraceBatchStart(ctx context.Context, _ *pgx.Conn, data pgx
 }
 func (*batchTracer) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
 func (*batchTracer) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData)     {}
-func (*batchTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+func (b *batchTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	if strings.Contains(data.SQL, ".claim(") {
+		b.alone.Add(1)
+	}
 	return ctx
 }
 func (*batchTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
@@ -60,6 +67,7 @@ func TestARecordTakesAlongTheClaimOfTheNextJob(t *testing.T) {
 	waitFor(t, func() bool { return mustGet(t, s, ids[n-1]).Status == scheduler.JobStatusSucceeded })
 	require.EqualValues(t, 1, most.Load())
 	require.Greater(t, tracer.sent.Load(), int32(n/2), "where something has to be waited for, a claim is made by itself")
+	require.Less(t, tracer.alone.Load(), int32(n/2), "an end that made room in this way makes none again")
 	requireNothingCounts(t, pool, schema)
 }
 
@@ -115,60 +123,101 @@ func holdStarts(t *testing.T, pool *pgxpool.Pool, schema string) (hold func() (r
 	}
 }
 
-// Both are done although the answer is lost: the one counts once, and the other one
-// is handed back and runs once.
-func TestARecordWithAClaimWhoseAnswerIsLost(t *testing.T) {
-	t.Parallel()
-	pool := newPool(t)
+// heldTogether is a scheduler at work on a queue with a MaxConcurrency of 1. A record of
+// the first of its jobs that takes along the claim of the second one is on its way, and
+// held until release.
+type heldTogether struct {
+	*gated
+	pool    *pgxpool.Pool // not its own,
+	wires   *wires        // which has these
+	stop    func()        // ends Work
+	ids     []string
+	release func()
+}
+
+func newHeldTogether(t *testing.T) *heldTogether {
 	wired, w, name := newWires(t)
 	g := &gated{begun: make(chan *scheduler.Job, 1000), gates: map[string]chan error{}}
+	h := &heldTogether{gated: g, pool: newPool(t), wires: w}
 	g.Scheduler = newSchedulerOn(t, wired, func(c *scheduler.Config) {
 		g.schema, c.Lease, c.Queues = c.Schema, 10*time.Second, queueConfigs{"limited": {MaxConcurrency: 1}}
 		c.JobNames = scheduler.JobNames{"work": g.handle}
 	})
-	var ids []string
 	for range 20 {
-		ids = append(ids, g.create(t, ""))
+		h.ids = append(h.ids, g.create(t, ""))
 	}
-	goWork(t, t.Context(), g.Scheduler)
-	require.Equal(t, ids[:1], g.starts(t, 1))
-
-	hold := holdStarts(t, pool, g.schema)
-	status := func(id string) string {
-		return mustQuery[string](t, pool, "SELECT status FROM "+g.schema+".jobs WHERE id = $1::text::uuid", id)
-	}
-	var first, second string
-	for together := false; !together; ids = ids[1:] {
-		first, second = ids[0], ids[1]
-		release := hold()
-		g.gate(first) <- scheduler.RetryAfter(time.Hour, errors.New("failed"))
+	h.stop = goWork(t, t.Context(), g.Scheduler)
+	require.Equal(t, h.ids[:1], g.starts(t, 1))
+	for hold := holdStarts(t, h.pool, g.schema); ; h.ids = h.ids[1:] {
+		h.release = hold()
+		g.gate(h.ids[0]) <- scheduler.RetryAfter(time.Hour, errors.New("failed"))
 		waitFor(t, func() bool {
-			return mustQuery[bool](t, pool, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'PgSleep')`, name)
+			return mustQuery[bool](t, h.pool, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'PgSleep')`, name)
 		})
-		if together = status(first) == "running"; together { // else something had to be waited for
-			w.cut()
-			w.mend() // nothing else fails
+		if h.status(t, h.ids[0]) == "running" {
+			return h
 		}
-		release()
-		if !together {
-			require.Equal(t, []string{second}, g.starts(t, 1))
-		}
+		h.release() // something had to be waited for: the record went alone
+		require.Equal(t, h.ids[1:2], g.starts(t, 1))
 	}
-	waitFor(t, func() bool { return status(second) == "running" })
-	require.Equal(t, "failed", status(first))
+}
 
-	require.Equal(t, []string{second}, g.starts(t, 1))
-	g.gate(second) <- nil
-	waitFor(t, func() bool { return status(second) == "succeeded" })
-	job := mustGet(t, g.Scheduler, first)
+func (h *heldTogether) status(t *testing.T, id string) string {
+	return mustQuery[string](t, h.pool, "SELECT status FROM "+h.schema+".jobs WHERE id = $1::text::uuid", id)
+}
+
+// end lets all jobs but the first one end.
+func (h *heldTogether) end() {
+	for _, id := range h.ids[1:] {
+		h.gate(id) <- nil
+	}
+}
+
+// Both are done although the answer is lost: the one counts once, and the other one
+// is handed back and runs once.
+func TestARecordWithAClaimWhoseAnswerIsLost(t *testing.T) {
+	t.Parallel()
+	h := newHeldTogether(t)
+	first, second := h.ids[0], h.ids[1]
+	h.wires.cut()
+	h.wires.mend() // nothing else fails
+	h.release()
+	waitFor(t, func() bool { return h.status(t, second) == "running" })
+	require.Equal(t, "failed", h.status(t, first))
+
+	require.Equal(t, []string{second}, h.starts(t, 1))
+	h.end()
+	waitFor(t, func() bool { return h.status(t, second) == "succeeded" })
+	job := mustGet(t, h.Scheduler, first)
 	require.Equal(t, scheduler.JobStatusFailed, job.Status)
 	require.Equal(t, 1, job.Attempt)
 	require.Len(t, job.Errors, 1)
-	require.Equal(t, 1, mustGet(t, g.Scheduler, second).Attempt)
-	require.Equal(t, ids[1:2], g.starts(t, 1), "once")
-	for _, id := range ids[1:] {
-		g.gate(id) <- nil
-	}
+	require.Equal(t, 1, mustGet(t, h.Scheduler, second).Attempt)
+	require.Equal(t, h.ids[2:3], h.starts(t, 1), "once")
+}
+
+// Nothing is claimed any more when Work has returned.
+func TestWorkWaitsForARecordThatTakesAlongAClaim(t *testing.T) { // not beside others, which wait too
+	h := newHeldTogether(t)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		h.stop()
+	}()
+	stacks := make([]byte, 8<<20)
+	waitFor(t, func() bool {
+		all := string(stacks[:runtime.Stack(stacks, true)])
+		return slices.ContainsFunc(strings.Split(all, "\n\n"), func(stack string) bool {
+			// For that, or before it in a claim of its own, which waits for the other one in the database.
+			return strings.Contains(stack, "queueLoop).work") && (strings.Contains(stack, "RWMutex).Lock") || strings.Contains(stack, ").claimBy("))
+		})
+	})
+	h.release()
+	await(t, stopped)
+	require.Equal(t, h.ids[1:2], h.starts(t, 1), "it was claimed before that")
+	h.end()
+	waitFor(t, func() bool { return h.status(t, h.ids[1]) == "succeeded" })
+	require.Equal(t, "pending", h.status(t, h.ids[2]))
 }
 
 // Where a rate lets none start in place of those that have ended, the next one starts

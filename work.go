@@ -59,7 +59,7 @@ func (s *Scheduler) Work(ctx context.Context) error {
 		wake <- struct{}{} // what is due by now does not wait for the first poll
 		names = append(names, string(name))
 		loop := &queueLoop{
-			s: s, queue: q, ctx: ctx, values: values, wake: wake, free: make(chan struct{}, 1),
+			s: s, queue: q, ctx: ctx, values: values, free: make(chan struct{}, 1),
 			refill: refill{queue: q, freed: wake},
 		}
 		group.Go(loop.work)
